@@ -1,0 +1,174 @@
+"""`@ubatch_decorator`: a function that answers lists, and also one call at a time, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import update_wrapper
+from inspect import signature
+from types import MethodType
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from weakref import ReferenceType, ref
+
+from ._batcher import Outputs, UBatch
+from ._request import Request, handler_name
+
+P = ParamSpec("P")  # of the function itself
+Q = ParamSpec("Q")  # of one call
+Out = TypeVar("Out")
+Returned = TypeVar("Returned")
+A = TypeVar("A")
+
+
+class BatchedFunction(Generic[P, Q, Returned, Out]):
+    """A decorated function. Called, it is the function itself; `ubatch`, `submit` and `map` go through `batcher`.
+
+    In a class it is a method, and each instance has a batcher of its own, which is gone with the instance.
+    """
+
+    __name__: str
+    __wrapped__: Callable[P, Returned]
+
+    def __init__(self, function: Callable[P, Returned], make: Callable[[], UBatch[Any, Out]]) -> None:
+        self._function = function
+        self._make = make
+        self._instances: dict[int, tuple[ReferenceType[Any], UBatch[Any, Out]]] = {}
+        self.batcher: UBatch[Any, Out] = make().set_handler(function)  # type: ignore[arg-type]
+        update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Returned:
+        return self._function(*args, **kwargs)
+
+    def ubatch(self, *args: Q.args, **kwargs: Q.kwargs) -> Out:
+        """`UBatch.ubatch`: answer one call, in a batch."""
+        return self.batcher.ubatch(*args, **kwargs)
+
+    def submit(self, *args: Q.args, **kwargs: Q.kwargs) -> Request[Out]:
+        """`UBatch.submit`: make a call without waiting."""
+        return self.batcher.submit(*args, **kwargs)
+
+    def map(self, items: Iterable[Any], /, *more: Iterable[Any]) -> list[Out]:
+        """`UBatch.map`: many calls at once, answers in order."""
+        return self.batcher.map(items, *more)
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> BatchedFunction[P, Q, Returned, Out]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type[Any]) -> BatchedMethod[Returned, Out]: ...
+
+    def __get__(self, instance: object | None, owner: type[Any]) -> Any:
+        return self if instance is None else BatchedMethod(self, instance, self._batcher_of(instance))
+
+    def __repr__(self) -> str:
+        return f"<ubatch_decorator of {handler_name(self._function)!r}: {self.batcher!r}>"
+
+    def _batcher_of(self, instance: object) -> UBatch[Any, Out]:
+        # Not in the instance's `__dict__`, where copies and pickles of it would take the batcher along; by identity,
+        # because instances need not be hashable.
+        entry = self._instances.get(id(instance))
+        if entry is None:
+            key, instances = id(instance), self._instances
+            try:
+                reference = ref(instance, lambda _: instances.pop(key, None))
+            except TypeError:
+                raise TypeError(
+                    "the class of a method under ubatch_decorator must allow weak references; "
+                    f"{type(instance).__name__} does not: add '__weakref__' to its __slots__"
+                ) from None
+            batcher = self._make().set_handler(_WeakMethod(self._function, reference))
+            entry = instances.setdefault(key, (reference, batcher))
+        return entry[1]
+
+
+class BatchedMethod(Generic[Returned, Out]):
+    """A decorated method of one instance, as `instance.method` gives it."""
+
+    __slots__ = ("_method", "batcher")
+
+    def __init__(self, function: BatchedFunction[..., ..., Returned, Out], instance: object, batcher: UBatch[Any, Out]):
+        self._method = MethodType(function.__wrapped__, instance)
+        self.batcher = batcher
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Returned:
+        returned: Returned = self._method(*args, **kwargs)
+        return returned
+
+    def ubatch(self, *args: Any, **kwargs: Any) -> Out:
+        """`UBatch.ubatch`: answer one call, in a batch."""
+        return self.submit(*args, **kwargs).answer()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Request[Out]:
+        """`UBatch.submit`: make a call without waiting. The request keeps the instance alive."""
+        return self.batcher._accept(self._method, args, kwargs)
+
+    def map(self, items: Iterable[Any], /, *more: Iterable[Any]) -> list[Out]:
+        """`UBatch.map`: many calls at once, answers in order."""
+        return self.batcher._map(self._method, items, *more)
+
+    def __repr__(self) -> str:
+        return f"<ubatch_decorator of {self._method!r}: {self.batcher!r}>"
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(
+        self, function: Callable[[list[A]], list[Out]], /
+    ) -> BatchedFunction[[list[A]], [A], list[Out], Out]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, list[Out]], /) -> BatchedFunction[P, ..., list[Out], Out]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, Outputs[Out]], /) -> BatchedFunction[P, ..., Outputs[Out], Out]: ...
+
+    def __call__(self, function: Callable[..., Any], /) -> Any: ...
+
+
+def ubatch_decorator(max_size: int, timeout: float, **options: Any) -> _Decorator:
+    """Give a function of lists the methods `ubatch`, `submit` and `map`; `batcher` is its `UBatch`.
+
+    The options are those of `UBatch`, checked at once. Called directly the function is what it was. It may be a
+    function, a `functools.partial` object, or a method: then each instance has its own batcher.
+
+    Raises TypeError or ValueError for an option that cannot be.
+
+    >>> @ubatch_decorator(max_size=8, timeout=0.01)
+    ... def squared(xs: list[int]) -> list[int]:
+    ...     return [x * x for x in xs]
+    >>> squared([1, 2])
+    [1, 4]
+    >>> squared.ubatch(3)
+    9
+    >>> squared.batcher.stop()
+    """
+
+    def make() -> UBatch[Any, Any]:
+        return UBatch(max_size, timeout, **options)
+
+    def decorate(function: Callable[..., Any], /) -> Any:
+        return BatchedFunction(function, make)
+
+    make()  # a bad option is this line's mistake, not the function's
+    return decorate
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _WeakMethod:
+    """The handler of an instance's batcher: bound, but without keeping the instance alive.
+
+    Requests made through `BatchedMethod` carry the real bound method, so this one is called for none of them.
+    """
+
+    def __init__(self, function: Callable[..., Any], reference: ReferenceType[Any]) -> None:
+        self._function = function
+        self._reference = reference
+        self.__name__ = handler_name(function)
+        self.__signature__ = signature(MethodType(function, reference()))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        instance = self._reference()
+        if instance is None:
+            raise ReferenceError(f"the instance whose method {self.__name__!r} was called is gone")
+        return self._function(instance, *args, **kwargs)

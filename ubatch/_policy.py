@@ -1,0 +1,110 @@
+"""When is a batch due, and what goes into it.
+
+Pure: time is an argument. There is no clock here, no lock, no queue, and nothing that waits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+
+class Close(NamedTuple):
+    """A batch is due: the oldest `size` requests of this shape. `reason` is "full", "timeout" or "drain"."""
+
+    shape: Hashable
+    size: int
+    reason: str
+
+
+class Wait(NamedTuple):
+    """Nothing is due before the time `until` (None: no such time), nor before `wanted` requests are pending."""
+
+    until: float | None
+    wanted: int
+
+
+class Pending:
+    """The requests that no batch has taken yet, in the order of the calls, apart by shape.
+
+    Adding, removing and taking one request cost the same however many are pending.
+    """
+
+    __slots__ = ("_groups", "count")
+
+    def __init__(self) -> None:
+        self._groups: dict[Hashable, OrderedDict[Any, None]] = {}
+        self.count = 0
+
+    def add(self, request: Any) -> None:
+        group = self._groups.get(request.shape)
+        if group is None:
+            group = self._groups[request.shape] = OrderedDict()
+        group[request] = None
+        self.count += 1
+
+    def remove(self, request: Any) -> None:
+        """Take out one request, wherever it stands. Raises KeyError where it is not pending."""
+        group = self._groups[request.shape]
+        del group[request]
+        if not group:
+            del self._groups[request.shape]
+        self.count -= 1
+
+    def take(self, shape: Hashable, most: int) -> list[Any]:
+        """Take the oldest requests of a shape, at most so many."""
+        group = self._groups[shape]
+        if len(group) <= most:
+            del self._groups[shape]
+            taken = list(group)
+        else:
+            taken = [group.popitem(last=False)[0] for _ in range(most)]
+        self.count -= len(taken)
+        return taken
+
+    def take_all(self) -> list[Any]:
+        """Take everything, in the order of shapes."""
+        taken = [request for group in self._groups.values() for request in group]
+        self._groups.clear()
+        self.count = 0
+        return taken
+
+    def sizes(self) -> dict[Hashable, int]:
+        """How many requests of each shape are pending."""
+        return {shape: len(group) for shape, group in self._groups.items()}
+
+    def oldest(self) -> Any:
+        """The request that has waited longest. There must be one."""
+        return min((next(iter(group)) for group in self._groups.values()), key=lambda request: request.accepted_at)
+
+
+class FixedWait(NamedTuple):
+    """Close a batch when it is full, or when its oldest request has waited for `timeout` seconds.
+
+    A batch has one shape. A shape that fills a batch goes ahead of an older request of another shape that is not due.
+
+    >>> FixedWait(max_size=2, timeout=5.0).decide(Pending(), now=100.0, draining=False)
+    Wait(until=None, wanted=1)
+    """
+
+    max_size: int
+    timeout: float
+
+    def decide(self, pending: Pending, now: float, draining: bool) -> Close | Wait:
+        """What to do now, given that there is a place at the handler."""
+        if not pending.count:
+            return Wait(None, 1)
+        oldest = pending.oldest()
+        sizes = pending.sizes()
+        due_at = oldest.accepted_at + self.timeout
+        if sizes[oldest.shape] >= self.max_size:
+            return Close(oldest.shape, self.max_size, "full")
+        if draining:
+            return Close(oldest.shape, self.max_size, "drain")
+        if now >= due_at:
+            return Close(oldest.shape, self.max_size, "timeout")
+        largest = max(sizes, key=sizes.__getitem__)
+        if sizes[largest] >= self.max_size:
+            return Close(largest, self.max_size, "full")
+        return Wait(due_at, pending.count + self.max_size - sizes[largest])

@@ -1,0 +1,292 @@
+"""A request, one pending call, and a batch, the requests of one handler call.
+
+Guarantees:
+
+* A request ends exactly once: with an output or with an error. It is pending, then in flight, then done; or pending,
+  then done.
+* Its state changes under its collector's lock and nowhere else. Reading it needs no lock: it only goes forward.
+* A batch is closed when it is made. It is never opened again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Set
+from contextvars import Context, ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ._errors import (
+    BadBatchOutput,
+    BadBatchOutputSize,
+    DeadlineExceeded,
+    HandlerAborted,
+    ReentrantCall,
+    RequestCancelled,
+    ResultLost,
+    for_caller,
+)
+
+if TYPE_CHECKING:
+    from ._collector import Collector
+    from ._runtime import Waiter
+
+Out = TypeVar("Out")
+
+PENDING, IN_FLIGHT, ANSWERED, FAILED = range(4)
+
+
+class Request(Generic[Out]):
+    """One call, waiting for its answer: what `UBatch.submit` returns."""
+
+    __slots__ = (
+        "_collector",
+        "_outcome",
+        "_state",
+        "_waiters",
+        "accepted_at",
+        "args",
+        "handler",
+        "kwargs",
+        "shape",
+    )
+
+    def __init__(
+        self,
+        collector: Collector,
+        handler: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        shape: Hashable,
+        accepted_at: float,
+    ) -> None:
+        self._collector = collector
+        self.handler = handler
+        self.args = args
+        self.kwargs = kwargs
+        self.shape = shape
+        self.accepted_at = accepted_at
+        self._state = PENDING
+        self._outcome: Any = None
+        self._waiters: tuple[Waiter, ...] = ()
+
+    def result(self, timeout: float | None = None) -> Out:
+        """Return the answer, waiting for it at most `timeout` seconds (None: as long as it takes).
+
+        Raises what the handler raised, or another `UBatchError`; `DeadlineExceeded` when the wait is over before the
+        request: it goes on, and may be asked again or cancelled.
+        """
+        self._await(timeout)
+        return self._outcome_for_caller()
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        """Return the exception that `result` would raise, or None; waits as `result` does."""
+        self._await(timeout)
+        return for_caller(self._outcome) if self._state == FAILED else None
+
+    def done(self) -> bool:
+        """Whether the request has ended."""
+        return self._state >= ANSWERED
+
+    def cancel(self) -> bool:
+        """Take the request out of the queue: True when the handler will never see it, False when it is too late."""
+        return self._collector.withdraw(self, RequestCancelled("the request was cancelled"))
+
+    def cancelled(self) -> bool:
+        """Whether `cancel` ended the request."""
+        return self._state == FAILED and type(self._outcome) is RequestCancelled
+
+    def __repr__(self) -> str:
+        state = ("pending", "in flight", "answered", "failed")[self._state]
+        return f"<Request to {self._collector.name!r}: {state}>"
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def answer(self) -> Out:
+        """Wait for the end, however long, and return the output or raise. For the one caller who made the request."""
+        try:
+            self._park(None)
+        except BaseException:  # the caller gives up: killed, timed out, interrupted
+            self.cancel()
+            raise
+        return self._outcome_for_caller()
+
+    def begin(self) -> None:
+        """A batch has taken the request. Under the lock."""
+        self._state = IN_FLIGHT
+
+    def end(self, state: int, outcome: Any) -> tuple[Waiter, ...]:
+        """Set the outcome, unless there is one, and return whom to wake. Under the lock."""
+        if self._state >= ANSWERED:
+            return ()
+        self._outcome = outcome
+        self._state = state
+        waiters, self._waiters = self._waiters, ()
+        return waiters
+
+    def _await(self, timeout: float | None) -> None:
+        if self._state >= ANSWERED:
+            return
+        if not self._collector.is_current():
+            raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
+        self._park(timeout)
+        if self._state < ANSWERED:
+            where = "waiting for a batch" if self._state == PENDING else "at the handler"
+            raise DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
+
+    def _park(self, timeout: float | None) -> None:
+        """Park the caller until the request ends, at most `timeout` seconds."""
+        collector = self._collector
+        waiter = collector.runtime.waiter()
+        with collector.lock:
+            if self._state >= ANSWERED:
+                return
+            self._waiters += (waiter,)
+        if timeout is not None:
+            waiter.wait(timeout)
+        elif (batch := _running.get()) is None:
+            waiter.get()
+        else:
+            batch.wait_for(self, waiter)
+
+    def _outcome_for_caller(self) -> Out:
+        if self._state == ANSWERED:
+            output: Out = self._outcome
+            return output
+        raise for_caller(self._outcome)
+
+
+class Batch:
+    """Requests of one shape, closed: one call of the handler. Made and settled under the collector's lock."""
+
+    __slots__ = ("_outputs", "_waits_for", "error", "reason", "requests")
+
+    def __init__(self, requests: list[Request[Any]], reason: str) -> None:
+        for request in requests:
+            request.begin()
+        self.requests = requests
+        self.reason = reason
+        self.error: Exception | None = None
+        self._outputs: list[Any] | None = None
+        self._waits_for: Request[Any] | None = None
+
+    def run(self) -> None:
+        """Call the handler and keep what comes of it. Raises nothing but `KeyboardInterrupt`, which it keeps as well.
+
+        The handler runs in an empty context: nothing of one caller's request must be in force for another's.
+        """
+        try:
+            self._outputs = Context().run(self._call)
+        except Exception as error:
+            self.error = error
+        except BaseException as error:
+            self.error = HandlerAborted(f"the handler {_name(self._handler)} ended with {error!r}")
+            self.error.__cause__ = error
+            if isinstance(error, KeyboardInterrupt):
+                raise
+
+    def settle(self) -> list[Waiter]:
+        """Give each request its outcome, and return whom to wake. Under the lock."""
+        if self._outputs is None and self.error is None:
+            self.error = HandlerAborted(f"the handler {_name(self._handler)} was killed")
+        waiters: list[Waiter] = []
+        if self.error is not None:
+            for request in self.requests:
+                waiters += request.end(FAILED, self.error)
+        else:
+            assert self._outputs is not None
+            for request, output in zip(self.requests, self._outputs, strict=True):
+                waiters += request.end(FAILED if isinstance(output, Exception) else ANSWERED, output)
+        return waiters
+
+    def wait_for(self, request: Request[Any], waiter: Waiter) -> None:
+        """Wait, inside the handler, for a request of this or of another batcher; refuse where that can never end."""
+        self._waits_for = request
+        try:
+            if _never_ends(request, {self}):
+                request.cancel()
+                raise ReentrantCall(
+                    f"the handler {_name(self._handler)} waits for its own batcher, which has no place left to answer: "
+                    "call the function directly, or give the batcher a higher max_in_flight"
+                )
+            waiter.get()
+        finally:
+            self._waits_for = None
+
+    @property
+    def _handler(self) -> Callable[..., Any]:
+        return self.requests[0].handler
+
+    def _call(self) -> list[Any]:
+        _running.set(self)
+        requests = self.requests
+        first = requests[0]
+        if not first.kwargs and len(first.args) == 1:
+            outputs = first.handler([request.args[0] for request in requests])
+        else:
+            columns = [list(column) for column in zip(*(request.args for request in requests), strict=True)]
+            named = {name: [request.kwargs[name] for request in requests] for name in first.kwargs}
+            outputs = first.handler(*columns, **named)
+        return _checked(outputs, len(requests), first.handler)
+
+
+_running: ContextVar[Batch | None] = ContextVar("ubatch_running", default=None)  # in a handler: the batch it runs
+
+
+def running_batch() -> Batch | None:
+    """The batch whose handler makes this call, if one does."""
+    return _running.get()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _checked(outputs: Any, size: int, handler: Callable[..., Any]) -> list[Any]:
+    """The outputs by position, in a list that is nobody else's."""
+    if type(outputs) is not list and not _is_ordered(outputs):
+        raise BadBatchOutput(
+            f"the handler {_name(handler)} must return a list, tuple, array or Series with one output per input; "
+            f"got {type(outputs).__name__}"
+        )
+    items = list(outputs)
+    if len(items) != size:
+        raise BadBatchOutputSize(size, len(items))
+    return items
+
+
+def _is_ordered(outputs: Any) -> bool:
+    """Whether they have a length and an order; not so for one text, nor where iterating gives keys or columns."""
+    if isinstance(outputs, str | bytes | bytearray | Mapping | Set) or hasattr(outputs, "columns"):
+        return False
+    try:
+        len(outputs)
+    except TypeError:
+        return False
+    return True
+
+
+def _never_ends(request: Request[Any], waiting: set[Batch]) -> bool:
+    """Whether `request` waits, through whatever chain, for handlers that all wait themselves.
+
+    Between two threads that find themselves in each other's way at once: each has said what it waits for before it
+    looks, so at least one of them sees both.
+    """
+    if request.done():
+        return False
+    batches = request._collector.batches_ahead_of(request)
+    return bool(batches) and all(batch in waiting or _is_stuck(batch, waiting) for batch in batches)
+
+
+def _is_stuck(batch: Batch, waiting: set[Batch]) -> bool:
+    request = batch._waits_for
+    return request is not None and _never_ends(request, waiting | {batch})
+
+
+def _name(handler: Callable[..., Any]) -> str:
+    return repr(handler_name(handler))
+
+
+def handler_name(handler: Callable[..., Any]) -> str:
+    """What people call this handler: its function's name, through partials, or its class's."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    return str(getattr(handler, "__name__", type(handler).__name__))

@@ -1,0 +1,43 @@
+"""The choice of a runtime, and which process this is."""
+
+from __future__ import annotations
+
+import os
+
+from ._base import Executor, Runtime, Signal, Waiter
+from ._world import is_green
+
+__all__ = ["Executor", "Runtime", "Signal", "Waiter", "choose", "current_process"]
+
+RUNTIMES = ("auto", "gevent", "threading")
+
+forks = 0  # in this process's line of descent
+
+
+def current_process() -> tuple[int, int]:
+    """What tells this process from its parents and children.
+
+    Both parts are needed: uWSGI forks without running Python's hooks, and a system may give a process id again.
+    """
+    return forks, os.getpid()
+
+
+def choose(option: str | Runtime) -> Runtime:
+    """The runtime for a batcher that gets its first call here and now."""
+    if isinstance(option, Runtime):
+        return option
+    if option == "gevent" or (option == "auto" and is_green()):
+        from ._gevent import GeventRuntime
+
+        return GeventRuntime()
+    from ._threading import ThreadingRuntime
+
+    return ThreadingRuntime()
+
+
+def _count_fork() -> None:
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)

@@ -1,0 +1,84 @@
+"""The seam between worlds: what the batcher needs of the one it runs in.
+
+A runtime belongs to one process and has a *home*: the hub (gevent) or nothing in particular (plain threads). All
+waiting and all starting of tasks goes through it, which is what lets `ubatch.testing.VirtualRuntime` hold time still.
+
+Each method says who may call it. "Anywhere" means any greenlet or thread of the process, except from inside a
+section that holds a lock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+
+class Waiter(Protocol):
+    """Parks the caller that made it, once, until somebody sets it. Setting it first is fine, and so is setting twice.
+
+    It is `gevent.event.AsyncResult`'s own interface, so that the commonest waiter needs no wrapper.
+    """
+
+    def get(self) -> object:
+        """Wait for `set`, without a bound."""
+
+    def wait(self, timeout: float) -> object:
+        """Wait for `set`, at most `timeout` seconds; how it ended is for the caller to find out."""
+
+    def set(self) -> None:
+        """Let the caller go on. Called through `Runtime.wake`."""
+
+
+class Signal(Protocol):
+    """Wakes one task, over and over. Sets that nobody has waited for yet count as one."""
+
+    def set(self) -> None:
+        """Anywhere, a finalizer included."""
+
+    def wait(self, timeout: float | None) -> None:
+        """Return after a `set`, or after `timeout` seconds (None: no bound). May return early, never late."""
+
+
+class Executor(Protocol):
+    """Runs handlers, away from the collector."""
+
+    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+        """Begin `job` and return; `done` is called once it has ended, however it ended. Called at home."""
+
+    def close(self) -> None:
+        """Let idle threads end. Anywhere. A later `start` opens the executor again."""
+
+
+class Runtime(ABC):
+    """One world in one process. Making one starts nothing."""
+
+    name: str
+
+    @abstractmethod
+    def clock(self) -> float:
+        """Monotonic seconds. Anywhere."""
+
+    @abstractmethod
+    def spawn(self, target: Callable[[], None], name: str) -> None:
+        """Run `target` as a task at home. Anywhere."""
+
+    @abstractmethod
+    def signal(self) -> Signal:
+        """A signal whose waiting task lives at home. Anywhere."""
+
+    @abstractmethod
+    def waiter(self) -> Waiter:
+        """A waiter for the greenlet or thread that asks, whichever world that is in. Anywhere."""
+
+    @abstractmethod
+    def wake(self, waiters: Iterable[Waiter]) -> None:
+        """Set all of these. Anywhere."""
+
+    @abstractmethod
+    def executor(self, kind: str, places: int, name: str) -> Executor:
+        """An executor of a `kind` ("native" or "greenlet") that runs up to `places` jobs at once. Anywhere."""
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call back when home ends while the process goes on. Most homes never do."""
+        return None

@@ -1,0 +1,210 @@
+"""gevent: the collector is a greenlet of one hub (home), and handlers run off it.
+
+Guarantees:
+
+* A caller in a greenlet of home costs an `AsyncResult` and nothing else.
+* Callers elsewhere (a native thread, a greenlet of another thread's hub) are served too. No gevent object is ever
+  touched from a thread that is not its own: what crosses threads is `loop.run_callback_threadsafe`, an `async_`
+  watcher's `send`, and native locks.
+* While a handler is on a native thread, a started watcher keeps the loop alive, so that a script whose main greenlet
+  waits for an answer gets it, and no `LoopExit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import Any
+from weakref import ref
+
+from gevent import Greenlet, get_hub
+from gevent._hub_local import get_hub_if_exists
+from gevent.event import AsyncResult
+from gevent.hub import MAIN_THREAD_IDENT
+from gevent.queue import Empty, SimpleQueue
+
+from ._base import Executor, Runtime, Signal, Waiter
+from ._native import NativePool, _original
+from ._world import foreign_waiter
+
+
+class GeventRuntime(Runtime):
+    """Its home is the hub of the thread that makes it, which must be green or about to be."""
+
+    name = "gevent"
+    clock = staticmethod(monotonic)
+
+    def __init__(self) -> None:
+        self._hub = get_hub()
+
+    def spawn(self, target: Callable[[], None], name: str) -> None:
+        # From a callback of the loop, because a greenlet keeps the spawn-tree locals of the one that made it: the
+        # collector would hold on to the first request's for ever.
+        self._hub.loop.run_callback_threadsafe(_spawn, target, name)
+
+    def signal(self) -> Signal:
+        return _Signal(self._hub)
+
+    def waiter(self) -> Waiter:
+        if get_hub_if_exists() is self._hub:  # by hub, not by thread: the system uses a dead thread's ident again
+            waiter: Waiter = AsyncResult()
+            return waiter
+        return foreign_waiter()
+
+    def wake(self, waiters: Iterable[Waiter]) -> None:
+        if get_hub_if_exists() is self._hub:
+            _set_all(waiters)
+        else:
+            self._hub.loop.run_callback_threadsafe(_set_all, waiters)
+
+    def executor(self, kind: str, places: int, name: str) -> Executor:
+        if kind == "greenlet":
+            return _GreenletExecutor(name)
+        return _NativeExecutor(self._hub, NativePool(places, name))
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        if self._hub.thread_ident != MAIN_THREAD_IDENT and get_hub_if_exists() is self._hub:
+            _at_thread_exit.hold(callback)
+
+
+class HubWaiter:
+    """Parks a greenlet of the hub that makes it, to be set from another thread (`Waiter`).
+
+    The watcher both wakes the loop and keeps it alive. A `send` before `start` would be lost, hence the order: started
+    when made, and only handed out then.
+    """
+
+    __slots__ = ("_result", "_watcher")
+
+    def __init__(self) -> None:
+        self._result = AsyncResult()
+        self._watcher = get_hub().loop.async_()
+        self._watcher.start(self._result.set)
+
+    def get(self) -> object:
+        return self._wait(None)
+
+    def wait(self, timeout: float) -> object:
+        return self._wait(timeout)
+
+    def set(self) -> None:
+        with suppress(ValueError):  # "operation on destroyed loop": its thread has ended
+            self._watcher.send()
+
+    def _wait(self, timeout: float | None) -> object:
+        try:
+            return self._result.wait(timeout)
+        finally:
+            self._watcher.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _spawn(target: Callable[[], None], name: str) -> None:
+    greenlet = Greenlet(target)
+    greenlet.name = name
+    greenlet.start()
+
+
+def _set_all(waiters: Iterable[Waiter]) -> None:
+    for waiter in waiters:
+        waiter.set()
+
+
+class _Signal:
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        self._queue = SimpleQueue()
+
+    def set(self) -> None:
+        if get_hub_if_exists() is self._hub:
+            self._queue.put(None)
+        else:
+            self._hub.loop.run_callback_threadsafe(self._queue.put, None)
+
+    def wait(self, timeout: float | None) -> None:
+        with suppress(Empty):
+            self._queue.get(timeout=timeout)
+        while self._queue.qsize():  # several sets count as one
+            self._queue.get()
+
+
+class _GreenletExecutor:
+    """A greenlet per batch, so that what a handler leaves behind in its greenlet (a running `gevent.Timeout`, say)
+    never hits the collector or another batch.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+        greenlet = Greenlet(job)
+        greenlet.name = self._name
+        greenlet.rawlink(lambda _: done())  # unlike the end of a `try`, called even where it is killed before it runs
+        greenlet.start()
+
+    def close(self) -> None:
+        pass
+
+
+class _NativeExecutor:
+    """Native threads of its own: `hub.threadpool` also resolves names, which would wait behind the handlers."""
+
+    def __init__(self, hub: Any, pool: NativePool) -> None:
+        self._hub = hub
+        self._pool = pool
+        self._watchers: list[Any] = []  # idle ones; as many are made as batches were ever in flight at once
+
+    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+        watcher = self._watchers.pop() if self._watchers else self._hub.loop.async_()
+        watcher.start(self._ended, watcher, done)
+        try:
+            self._pool.submit(partial(_run_natively, job, done, watcher))
+        except BaseException:
+            watcher.stop()
+            raise
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _ended(self, watcher: Any, done: Callable[[], None]) -> None:
+        watcher.stop()
+        self._watchers.append(watcher)
+        done()
+
+
+def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any) -> None:
+    with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself only ever reaches the main thread
+        job()
+    try:
+        watcher.send()
+    except ValueError:  # "operation on destroyed loop": nobody at home is left, but callers in other threads may be
+        done()
+
+
+class _ThreadExit:
+    """Calls back when the calling thread ends. The values of a thread-local are released then."""
+
+    def __init__(self) -> None:
+        self._local = _original("_thread", "_local")()
+        self._refs: set[Any] = set()
+
+    def hold(self, callback: Callable[[], None]) -> None:
+        def ended(reference: Any) -> None:
+            self._refs.discard(reference)
+            callback()
+
+        held = getattr(self._local, "held", None)
+        if held is None:
+            held = self._local.held = _Held()
+        self._refs.add(ref(held, ended))
+
+
+class _Held:
+    """What a thread-local holds on to."""
+
+
+_at_thread_exit = _ThreadExit()

@@ -1,0 +1,115 @@
+"""Native threads and locks, whatever `gevent.monkey` has patched: what code off the hub is made of.
+
+The names below are fetched when this module is imported: the originals from gevent if it has patched them by then,
+else the ones of the standard library, which later patching replaces in their modules but not here.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from _queue import SimpleQueue  # the C type; gevent patches only its name in `queue`
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+
+def _original(module: str, name: str) -> Any:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original(module, name) if monkey else getattr(import_module(module), name)
+
+
+allocate_lock = _original("_thread", "allocate_lock")
+get_ident = _original("_thread", "get_ident")
+_start_new_thread = _original("_thread", "start_new_thread")
+
+
+def threading_is_patched() -> bool:
+    """Whether `threading.Thread` makes greenlets in this process."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def start_thread(target: Callable[[], None], name: str) -> None:
+    """Start a native daemon thread. It carries `name` where `threading` knows native threads at all."""
+    if threading_is_patched():
+        _start_new_thread(target, ())
+    else:
+        threading.Thread(target=target, name=name, daemon=True).start()
+
+
+class LockWaiter:
+    """Parks a native thread (`Waiter`)."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def get(self) -> object:
+        return self._lock.acquire()
+
+    def wait(self, timeout: float) -> object:
+        return self._lock.acquire(True, min(timeout, threading.TIMEOUT_MAX))
+
+    def set(self) -> None:
+        with suppress(RuntimeError):  # set before
+            self._lock.release()
+
+
+class NativePool:
+    """Up to `size` native threads, started one by one as jobs find none idle; they end at `close`."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._lock = allocate_lock()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = 0
+        self._idle = 0
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job`, which must not raise, on a thread of the pool; it waits where all are busy.
+
+        Raises RuntimeError where the system gives no thread at all.
+        """
+        with self._lock:
+            jobs = self._jobs
+            grow = self._idle == 0 and self._threads < self._size
+            if grow:
+                self._threads += 1
+                number = self._threads
+            else:
+                self._idle -= 1
+        if grow:
+            self._grow(jobs, number)
+        jobs.put(job)
+
+    def close(self) -> None:
+        """Let every thread end after what it has been given. Jobs submitted later get threads of their own."""
+        with self._lock:
+            jobs, threads = self._jobs, self._threads
+            self._jobs, self._threads, self._idle = SimpleQueue(), 0, 0
+        for _ in range(threads):
+            jobs.put(None)
+
+    def _grow(self, jobs: SimpleQueue[Callable[[], None] | None], number: int) -> None:
+        try:
+            start_thread(lambda: self._serve(jobs), f"{self._name}-{number}")
+        except RuntimeError:
+            with self._lock:
+                self._threads -= 1
+                if self._threads > 0:  # the job waits for one of these
+                    self._idle -= 1
+                    return
+            raise
+
+    def _serve(self, jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+        while (job := jobs.get()) is not None:
+            job()
+            del job  # it holds a batch, with its callers' arguments
+            with self._lock:
+                if jobs is self._jobs:
+                    self._idle += 1

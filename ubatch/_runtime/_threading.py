@@ -1,0 +1,69 @@
+"""Plain threads: the collector is a thread, and so is every place at the handler. Nothing polls."""
+
+from __future__ import annotations
+
+import threading
+from _queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from time import monotonic
+
+from ._base import Executor, Runtime, Signal, Waiter
+from ._native import NativePool, start_thread
+from ._world import foreign_waiter
+
+
+class ThreadingRuntime(Runtime):
+    """The standard library's counterpart of the gevent runtime. Greenlets may call it too, and park as greenlets do."""
+
+    name = "threading"
+    clock = staticmethod(monotonic)
+
+    def spawn(self, target: Callable[[], None], name: str) -> None:
+        start_thread(target, name)
+
+    def signal(self) -> Signal:
+        return _Signal()
+
+    def waiter(self) -> Waiter:
+        return foreign_waiter()
+
+    def wake(self, waiters: Iterable[Waiter]) -> None:
+        for waiter in waiters:
+            waiter.set()
+
+    def executor(self, kind: str, places: int, name: str) -> Executor:
+        return _ThreadExecutor(NativePool(places, name))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Signal:
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[None] = SimpleQueue()  # its `put` is reentrant: a finalizer may call it
+
+    def set(self) -> None:
+        self._queue.put(None)
+
+    def wait(self, timeout: float | None) -> None:
+        with suppress(Empty):
+            self._queue.get(timeout=timeout if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            while True:  # several sets count as one
+                self._queue.get_nowait()
+
+
+class _ThreadExecutor:
+    def __init__(self, pool: NativePool) -> None:
+        self._pool = pool
+
+    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+        def run() -> None:
+            with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself only ever reaches the main thread
+                job()
+            done()
+
+        self._pool.submit(run)
+
+    def close(self) -> None:
+        self._pool.close()

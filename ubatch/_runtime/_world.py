@@ -1,0 +1,35 @@
+"""Which world is this call in? gevent is asked about, and never imported, here.
+
+A *green* context may park its greenlet and let the hub run others. That is so in a greenlet under a hub, patched or
+not (gevent.pywsgi and uWSGI patch nothing by default, yet their requests are greenlets), and in the main thread of a
+patched process. Whether `gevent` is in `sys.modules`, or `threading` is patched, decides neither way by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ._base import Waiter
+from ._native import LockWaiter, get_ident, threading_is_patched
+
+
+def is_green() -> bool:
+    """Whether the caller may park as a greenlet."""
+    if "gevent" not in sys.modules:
+        return False
+    from gevent._hub_local import get_hub_if_exists
+    from gevent.hub import MAIN_THREAD_IDENT
+    from greenlet import getcurrent
+
+    if get_hub_if_exists() is not None and getcurrent().parent is not None:
+        return True
+    return threading_is_patched() and bool(get_ident() == MAIN_THREAD_IDENT)
+
+
+def foreign_waiter() -> Waiter:
+    """A waiter for a caller that is not at home, to be set from any thread."""
+    if is_green():
+        from ._gevent import HubWaiter
+
+        return HubWaiter()
+    return LockWaiter()
