@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from inspect import Signature, signature
 from math import inf
+from numbers import Integral, Real
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 from weakref import finalize
@@ -254,15 +255,15 @@ MOST_SHAPES = 256  # remembered; a handler that takes **named could be called wi
 
 
 def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int of at least 1; got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be an int of at least 1; got {value!r}")
-    return value
+    return int(value)
 
 
 def _seconds(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number of seconds, at least 0; got {value!r}")
     if not 0 <= value < inf:
         raise ValueError(f"{name} must be a number of seconds, at least 0; got {value!r}")

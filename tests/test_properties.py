@@ -1,0 +1,142 @@
+"""Random schedules against the contract: every call ends exactly once, with its own answer, in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ubatch import BatcherClosed, RequestCancelled, UBatch
+from ubatch.testing import RecordingHandler, VirtualRuntime
+
+CALL, ODD_CALL, ADVANCE, OPEN, CANCEL, KILL, STOP, START = range(8)
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from([CALL, CALL, CALL, ODD_CALL]), st.integers(-3, 30)),
+        st.tuples(st.just(ADVANCE), st.sampled_from([0.0, 0.5, 1.0, 2.5, 10.0])),
+        st.tuples(st.just(OPEN), st.integers(1, 3)),
+        st.tuples(st.sampled_from([CANCEL, KILL]), st.integers(0, 100)),
+        st.tuples(st.just(STOP), st.sampled_from([None, 0.0, 1.0])),
+        st.tuples(st.just(START), st.none()),
+    ),
+    max_size=40,
+)
+
+
+class Poison(Exception):
+    pass
+
+
+def handler(xs: list[tuple[int, int]], odd: list[Any] | None = None) -> list[Any]:
+    """Negative values are poison: -1 fails its caller, -2 its batch, -3 makes the output too short."""
+    values = [value for _, value in xs]
+    if -2 in values:
+        raise Poison("batch")
+    outputs: list[Any] = [Poison("item") if value == -1 else (key, value * value) for key, value in xs]
+    return outputs[:-1] if -3 in values else outputs
+
+
+class Schedule:
+    """Applies steps to a batcher, and knows what each call may come to."""
+
+    def __init__(self, runtime: VirtualRuntime, executor: str, max_size: int, places: int) -> None:
+        self.runtime = runtime
+        self.gate = runtime.gate()
+        self.handler = RecordingHandler(handler, self.gate)
+        self.batcher: UBatch[Any, Any] = UBatch(
+            max_size, 1.0, executor=executor, max_in_flight=places, runtime=runtime
+        ).set_handler(self.handler)
+        self.max_size = max_size
+        self.requests: list[Any] = []  # (key, value, Request), as accepted
+        self.callers: list[Any] = []  # (key, value, Call)
+        self.stops: list[Any] = []
+        self.keys = 0
+
+    def apply(self, kind: int, argument: Any) -> None:
+        if kind in (CALL, ODD_CALL):
+            self.call(argument, odd=kind == ODD_CALL)
+        elif kind == ADVANCE:
+            self.runtime.advance(argument)
+        elif kind == OPEN:
+            self.gate.open(argument)
+        elif kind == CANCEL and self.requests:
+            self.requests[argument % len(self.requests)][2].cancel()
+        elif kind == KILL and self.callers and self.runtime.name == "gevent":
+            self.runtime.settle()  # so that it has begun
+            call = self.callers[argument % len(self.callers)][2]
+            if not call.done:
+                call.kill()
+        elif kind == STOP:
+            self.stops.append(self.runtime.call(self.batcher.stop, argument))
+            self.runtime.settle()
+        elif kind == START:
+            try:
+                self.batcher.start()
+            except BatcherClosed:
+                assert not all(stop.done for stop in self.stops)
+
+    def call(self, value: int, odd: bool) -> None:
+        self.keys += 1
+        item = (self.keys, value)
+        args = (item, None) if odd else (item,)
+        if self.keys % 2:
+            self.callers.append((*item, self.runtime.call(self.batcher.ubatch, *args)))
+            self.runtime.settle()
+        else:
+            try:
+                self.requests.append((*item, self.batcher.submit(*args)))
+            except BatcherClosed:
+                assert self.stops
+
+    def end(self) -> None:
+        self.gate.open()
+        self.stops.append(self.runtime.call(self.batcher.stop))
+        self.runtime.advance(100.0)
+
+    def check(self) -> None:
+        assert all(stop.done and stop.error is None for stop in self.stops)
+        batches = [call[0] if isinstance(call, tuple) else call for call in self.handler.calls]
+        seen = [key for batch in batches for key, _ in batch]
+        assert len(seen) == len(set(seen))
+        assert all(len(batch) <= self.max_size for batch in batches)
+        assert all([key for key, _ in batch] == sorted(key for key, _ in batch) for batch in batches)
+        outcomes = {key: (value, *self.outcome(request)) for key, value, request in self.requests}
+        for key, value, call in self.callers:
+            assert call.done
+            outcomes[key] = (value, call.value, call.error)
+        for key, (value, answer, error) in outcomes.items():
+            self.check_outcome(key, value, answer, error, seen)
+        assert "0 pending, 0 in flight" in repr(self.batcher) or "not called yet" in repr(self.batcher)
+
+    def outcome(self, request: Any) -> tuple[Any, BaseException | None]:
+        assert request.done()
+        error = request.exception()
+        return (None, error) if error else (request.result(), None)
+
+    def check_outcome(self, key: int, value: int, answer: Any, error: Any, seen: list[int]) -> None:
+        if error is None:
+            assert answer == (key, value * value)
+            assert key in seen
+        elif isinstance(error, RequestCancelled):
+            assert key not in seen
+        elif isinstance(error, Poison) and error.args == ("item",):
+            assert value == -1
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_every_call_ends_once_with_its_own_answer(world: tuple[str, str], max_in_flight: int) -> None:
+    @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(steps=steps, max_size=st.integers(1, 5))
+    def schedule(steps: list[tuple[int, Any]], max_size: int) -> None:
+        running = Schedule(VirtualRuntime(world[0]), world[1], max_size, max_in_flight)
+        try:
+            for step in steps:
+                running.apply(*step)
+        finally:
+            running.end()
+        running.check()
+
+    schedule()
