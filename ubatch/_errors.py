@@ -110,7 +110,8 @@ def for_caller(error: Exception) -> Exception:
         copy = _copy(error)
     except Exception:  # a class that refuses to be made again
         copy = HandlerAborted(f"the handler raised an exception that cannot be copied: {error!r}")
-    copy.__cause__ = error.__cause__ if isinstance(error, UBatchError) else error
+    cause = error.__cause__ if isinstance(error, UBatchError) else error
+    object.__setattr__(copy, "__cause__", cause)
     return copy
 
 
@@ -129,7 +130,7 @@ def _copy(error: Exception) -> Exception:
     args = builtin.__reduce__(error)[1]  # an OSError's file names are in no `args`
     copy: Exception = builtin.__new__(cls, *args)
     builtin.__init__(copy, *args)
-    copy.args = error.args
+    object.__setattr__(copy, "args", error.args)  # past a `__setattr__` of the user's
     for c in cls.__mro__:  # `__slots__`, and the fields that built-in classes keep in C, such as ImportError.name
         for descriptor in vars(c).values():
             if isinstance(descriptor, MemberDescriptorType):
@@ -141,8 +142,10 @@ def _copy(error: Exception) -> Exception:
 
 
 def _copy_field(field: MemberDescriptorType, source: object, target: object) -> None:
-    with suppress(AttributeError, TypeError):  # not set, or read-only (then `args` carried it)
-        field.__set__(target, field.__get__(source))
+    with suppress(AttributeError, TypeError):  # a slot never set, or a field read-only (then `args` carried it)
+        value = field.__get__(source)
+        if value is not None or field.__objclass__.__flags__ & _HEAP_TYPE:  # C keeps "not set" apart from None
+            field.__set__(target, value)
 
 
 def _count(n: int, noun: str) -> str:

@@ -1,0 +1,102 @@
+"""When a batch is due and what goes into it: tables and random cases on pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ubatch._policy import Close, FixedWait, Pending, Wait
+
+
+@dataclass(eq=False)
+class Item:
+    shape: str
+    accepted_at: float
+
+
+def pending_of(*items: tuple[str, float]) -> Pending:
+    pending = Pending()
+    for item in items:
+        pending.add(Item(*item))
+    return pending
+
+
+POLICY = FixedWait(max_size=3, timeout=5.0)
+
+
+@pytest.mark.parametrize(
+    ("items", "now", "decision"),
+    [
+        ([], 100.0, Wait(None, 1)),
+        ([("a", 100.0)], 100.0, Wait(105.0, 3)),
+        ([("a", 100.0)], 104.9, Wait(105.0, 3)),
+        ([("a", 100.0)], 105.0, Close("a", 3, "timeout")),
+        ([("a", 100.0)] * 2, 101.0, Wait(105.0, 3)),
+        ([("a", 100.0)] * 3, 101.0, Close("a", 3, "full")),
+        ([("a", 100.0)] * 7, 999.0, Close("a", 3, "full")),
+        ([("a", 100.0), ("b", 101.0)], 104.0, Wait(105.0, 4)),
+        ([("a", 100.0), ("b", 101.0), ("b", 102.0)], 104.0, Wait(105.0, 4)),
+        ([("a", 100.0), ("b", 101.0)], 105.0, Close("a", 3, "timeout")),
+        ([("b", 101.0), ("a", 100.0)], 105.0, Close("a", 3, "timeout")),
+        ([("a", 100.0), *[("b", 101.0)] * 3], 104.0, Close("b", 3, "full")),
+        ([("a", 100.0), *[("b", 101.0)] * 3], 105.0, Close("a", 3, "timeout")),
+    ],
+)
+def test_when_a_batch_is_due(items: list[tuple[str, float]], now: float, decision: Close | Wait) -> None:
+    assert POLICY.decide(pending_of(*items), now, draining=False) == decision
+
+
+def test_a_drain_waits_for_no_company() -> None:
+    assert POLICY.decide(pending_of(("a", 100.0)), 100.0, draining=True) == Close("a", 3, "drain")
+    assert POLICY.decide(pending_of(*[("a", 100.0)] * 3), 100.0, draining=True) == Close("a", 3, "full")
+    assert POLICY.decide(pending_of(), 100.0, draining=True) == Wait(None, 1)
+
+
+def test_taking_leaves_the_rest_in_order() -> None:
+    pending, items = Pending(), [Item("a", float(i)) for i in range(5)]
+    for item in items:
+        pending.add(item)
+    pending.remove(items[1])
+    assert pending.take("a", 2) == [items[0], items[2]]
+    assert pending.oldest() is items[3]
+    assert pending.take("a", 9) == [items[3], items[4]]
+    assert (pending.count, pending.sizes()) == (0, {})
+
+
+def test_removing_what_is_not_pending_is_an_error() -> None:
+    pending = pending_of(("a", 1.0))
+    with pytest.raises(KeyError):
+        pending.remove(Item("a", 1.0))
+    with pytest.raises(KeyError):
+        pending.remove(Item("b", 1.0))
+    assert pending.count == 1
+
+
+items = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10)), max_size=12)
+
+
+@given(items=items, now=st.floats(0, 20), max_size=st.integers(1, 5), timeout=st.floats(0, 5), draining=st.booleans())
+def test_a_decision_keeps_the_bounds(
+    items: list[tuple[str, float]], now: float, max_size: int, timeout: float, draining: bool
+) -> None:
+    pending = pending_of(*items)
+    count, sizes = pending.count, pending.sizes()
+    match FixedWait(max_size, timeout).decide(pending, now, draining):
+        case Close(shape, size, _):
+            taken = pending.take(shape, size)
+            assert 1 <= len(taken) <= max_size
+            assert {item.shape for item in taken} == {shape}
+            assert pending.count == count - len(taken)
+        case Wait(until, wanted):
+            assert not draining or count == 0
+            assert all(size < max_size for size in sizes.values())
+            if count:
+                assert until == pending.oldest().accepted_at + timeout
+                assert until > now
+                # No fewer further requests could fill a shape, so being woken any earlier would be in vain.
+                assert wanted == count + max_size - max(sizes.values())
+            else:
+                assert (until, wanted) == (None, 1)
