@@ -1,0 +1,61 @@
+# make demo   the example app under gunicorn, on real input: unbatched, then batched
+# make test   all tests, plain and under gevent's monkey patching
+# Both make the virtual environment first. PYTHON=python3.12 VENV=.venv-3.12 choose another.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXAMPLE ?= -e examples/flask_app
+BIN := $(VENV)/bin
+PYTEST ?= -q
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test test-core test-example test-servers check lint bench clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+	@echo 'make check  lint, format and types, then all tests'
+	@echo 'make serve  leave the example app running, and print a curl line to try'
+	@echo 'make bench  all benchmarks'
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml examples/flask_app/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python must be 3.10 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' $(EXAMPLE)
+	@touch $@
+
+demo: install
+	$(BIN)/python -m digits_app.demo
+
+serve: install
+	$(BIN)/python -m digits_app.serve
+
+test: test-servers test-example test-core
+
+# In both worlds: they differ (a patched lock in a native thread fails only in the second).
+test-core: install
+	$(BIN)/python -m pytest $(PYTEST) tests --ignore=tests/servers
+	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
+
+test-example: install
+	cd examples/flask_app && $(abspath $(BIN))/python -m pytest $(PYTEST)
+
+# uWSGI is built from source; where there is no compiler its cells are skipped.
+test-servers: install
+	@$(BIN)/python -c 'import waitress' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check waitress
+	@test -x $(BIN)/uwsgi || $(BIN)/python -m pip install -q --disable-pip-version-check uwsgi || echo 'uWSGI cannot be built here'
+	$(BIN)/python -m pytest $(PYTEST) tests/servers
+
+check: lint test
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
