@@ -16,9 +16,10 @@ from inspect import Signature, signature
 from math import inf
 from numbers import Integral, Real
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 from weakref import finalize
 
+from . import _runtime
 from ._collector import Collector
 from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed
 from ._policy import FixedWait
@@ -117,7 +118,7 @@ class UBatch(Generic[In, Out]):
         Raises what the handler raised (a fresh instance, the original as its ``__cause__``), TypeError where the
         arguments do not fit the handler, or a `UBatchError`.
         """
-        return self._accept(self._handler, args, kwargs).answer()
+        return self._call(self._handler, args, kwargs)
 
     @overload
     def submit(self, item: In, /, *more: Any, **named: Any) -> Request[Out]: ...
@@ -130,7 +131,7 @@ class UBatch(Generic[In, Out]):
 
         Raises TypeError where the arguments do not fit the handler, or a `UBatchError` where nothing can be accepted.
         """
-        return self._accept(self._handler, args, kwargs)
+        return self._submit(self._handler, args, kwargs)
 
     def map(self, items: Iterable[In], /, *more: Iterable[Any]) -> list[Out]:
         """Make a call for each item, all at once, and return the answers in order.
@@ -184,27 +185,36 @@ class UBatch(Generic[In, Out]):
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _accept(
+    def _call(self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Out:
+        request = self._request(handler, args, kwargs)
+        waiter = request.expect()
+        request.collector.accept(request)
+        return request.answer(waiter)
+
+    def _submit(
+        self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Request[Out]:
+        request = self._request(handler, args, kwargs)
+        request.collector.accept(request)
+        return request
+
+    def _request(
         self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Request[Out]:
         shape: Hashable = (len(args), frozenset(kwargs)) if kwargs else len(args)
         if shape not in self._shapes:
             self._check(args, kwargs, shape)
         collector = self._collector
-        if collector is None or collector.process != current_process():
+        if collector is None or collector.forks != _runtime.forks or _runtime.FORKS_UNSEEN:
             collector = self._open()
-        request: Request[Out] = Request(
-            collector, cast(Callable[..., Any], handler), args, kwargs, shape, collector.runtime.clock()
-        )
-        collector.accept(request)
-        return request
+        return Request(collector, handler, args, kwargs, shape, collector.clock())  # type: ignore[arg-type]
 
     def _map(self, handler: Callable[..., Any] | None, *columns: Iterable[Any]) -> list[Out]:
         requests: list[Request[Out]] = []
         try:
             for args in zip(*columns, strict=False):
-                requests.append(self._accept(handler, args, {}))
-            return [request.answer() for request in requests]
+                requests.append(self._submit(handler, args, {}))
+            return [request.result() for request in requests]
         except BaseException:
             for request in requests:
                 request.cancel()

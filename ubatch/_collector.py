@@ -40,7 +40,9 @@ class Collector:
     def __init__(self, name: str, policy: FixedWait, runtime: Runtime, executor: str, max_in_flight: int) -> None:
         self.name = name
         self.runtime = runtime
+        self.clock = runtime.clock
         self.process = current_process()
+        self.forks = self.process[0]  # the part of it that a call compares, because it costs no system call
         self.lock = allocate_lock()
         self._policy = policy
         self._executor = runtime.executor(executor, max_in_flight, f"ubatch-handler:{name}")
@@ -113,6 +115,7 @@ class Collector:
     def lose(self) -> None:
         """Home is gone, and the collector with it: end every request, and let the next call find another home."""
         self.process = NOWHERE
+        self.forks = NOWHERE[0]
         self._fail_all(f"the thread that collected for the batcher {self.name!r} has ended")
 
     def reopen(self) -> None:
@@ -159,7 +162,7 @@ class Collector:
                 elif step.until is None:
                     self._signal.wait(None)
                 else:
-                    self._signal.wait(max(0.0, step.until - self.runtime.clock()))
+                    self._signal.wait(max(0.0, step.until - self.clock()))
         finally:
             self._end_collecting()
 
@@ -175,7 +178,7 @@ class Collector:
             if ended or len(self._in_flight) >= self._max_in_flight:
                 self._place_wanted = True
                 return UNTIL_WOKEN
-            step = self._policy.decide(self._pending, self.runtime.clock(), self._closing)
+            step = self._policy.decide(self._pending, self.clock(), self._closing)
             if isinstance(step, Wait):
                 self._wanted = step.wanted
                 return step

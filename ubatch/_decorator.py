@@ -95,11 +95,11 @@ class BatchedMethod(Generic[Returned, Out]):
 
     def ubatch(self, *args: Any, **kwargs: Any) -> Out:
         """`UBatch.ubatch`: answer one call, in a batch."""
-        return self.submit(*args, **kwargs).answer()
+        return self.batcher._call(self._method, args, kwargs)
 
     def submit(self, *args: Any, **kwargs: Any) -> Request[Out]:
         """`UBatch.submit`: make a call without waiting. The request keeps the instance alive."""
-        return self.batcher._accept(self._method, args, kwargs)
+        return self.batcher._submit(self._method, args, kwargs)
 
     def map(self, items: Iterable[Any], /, *more: Iterable[Any]) -> list[Out]:
         """`UBatch.map`: many calls at once, answers in order."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Set
 from contextvars import Context, ContextVar
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._errors import (
@@ -39,12 +40,12 @@ class Request(Generic[Out]):
     """One call, waiting for its answer: what `UBatch.submit` returns."""
 
     __slots__ = (
-        "_collector",
         "_outcome",
         "_state",
         "_waiters",
         "accepted_at",
         "args",
+        "collector",
         "handler",
         "kwargs",
         "shape",
@@ -59,7 +60,7 @@ class Request(Generic[Out]):
         shape: Hashable,
         accepted_at: float,
     ) -> None:
-        self._collector = collector
+        self.collector = collector
         self.handler = handler
         self.args = args
         self.kwargs = kwargs
@@ -76,7 +77,10 @@ class Request(Generic[Out]):
         request: it goes on, and may be asked again or cancelled.
         """
         self._await(timeout)
-        return self._outcome_for_caller()
+        if self._state == FAILED:
+            raise for_caller(self._outcome)
+        output: Out = self._outcome
+        return output
 
     def exception(self, timeout: float | None = None) -> Exception | None:
         """Return the exception that `result` would raise, or None; waits as `result` does."""
@@ -89,7 +93,7 @@ class Request(Generic[Out]):
 
     def cancel(self) -> bool:
         """Take the request out of the queue: True when the handler will never see it, False when it is too late."""
-        return self._collector.withdraw(self, RequestCancelled("the request was cancelled"))
+        return self.collector.withdraw(self, RequestCancelled("the request was cancelled"))
 
     def cancelled(self) -> bool:
         """Whether `cancel` ended the request."""
@@ -97,18 +101,27 @@ class Request(Generic[Out]):
 
     def __repr__(self) -> str:
         state = ("pending", "in flight", "answered", "failed")[self._state]
-        return f"<Request to {self._collector.name!r}: {state}>"
+        return f"<Request to {self.collector.name!r}: {state}>"
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def answer(self) -> Out:
+    def expect(self) -> Waiter:
+        """A waiter for the caller, ahead of `answer`. Before the request is accepted, so nobody else knows it yet."""
+        waiter = self.collector.runtime.waiter()
+        self._waiters = (waiter,)
+        return waiter
+
+    def answer(self, waiter: Waiter) -> Out:
         """Wait for the end, however long, and return the output or raise. For the one caller who made the request."""
         try:
-            self._park(None)
+            _park(self, waiter)
         except BaseException:  # the caller gives up: killed, timed out, interrupted
             self.cancel()
             raise
-        return self._outcome_for_caller()
+        if self._state == FAILED:
+            raise for_caller(self._outcome)
+        output: Out = self._outcome
+        return output
 
     def begin(self) -> None:
         """A batch has taken the request. Under the lock."""
@@ -126,33 +139,23 @@ class Request(Generic[Out]):
     def _await(self, timeout: float | None) -> None:
         if self._state >= ANSWERED:
             return
-        if not self._collector.is_current():
+        if not self.collector.is_current():
             raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
-        self._park(timeout)
+        self._wait(timeout)
         if self._state < ANSWERED:
             where = "waiting for a batch" if self._state == PENDING else "at the handler"
             raise DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
 
-    def _park(self, timeout: float | None) -> None:
-        """Park the caller until the request ends, at most `timeout` seconds."""
-        collector = self._collector
-        waiter = collector.runtime.waiter()
-        with collector.lock:
+    def _wait(self, timeout: float | None) -> None:
+        waiter = self.collector.runtime.waiter()
+        with self.collector.lock:
             if self._state >= ANSWERED:
                 return
             self._waiters += (waiter,)
-        if timeout is not None:
-            waiter.wait(timeout)
-        elif (batch := _running.get()) is None:
-            waiter.get()
+        if timeout is None:
+            _park(self, waiter)
         else:
-            batch.wait_for(self, waiter)
-
-    def _outcome_for_caller(self) -> Out:
-        if self._state == ANSWERED:
-            output: Out = self._outcome
-            return output
-        raise for_caller(self._outcome)
+            waiter.wait(timeout)
 
 
 class Batch:
@@ -189,13 +192,8 @@ class Batch:
         if self._outputs is None and self.error is None:
             self.error = HandlerAborted(f"the handler {_name(self._handler)} was killed")
         waiters: list[Waiter] = []
-        if self.error is not None:
-            for request in self.requests:
-                waiters += request.end(FAILED, self.error)
-        else:
-            assert self._outputs is not None
-            for request, output in zip(self.requests, self._outputs, strict=True):
-                waiters += request.end(FAILED if isinstance(output, Exception) else ANSWERED, output)
+        for request, output in zip(self.requests, self._outputs or repeat(self.error), strict=False):
+            waiters += request.end(FAILED if isinstance(output, Exception) else ANSWERED, output)
         return waiters
 
     def wait_for(self, request: Request[Any], waiter: Waiter) -> None:
@@ -227,6 +225,15 @@ class Batch:
             named = {name: [request.kwargs[name] for request in requests] for name in first.kwargs}
             outputs = first.handler(*columns, **named)
         return _checked(outputs, len(requests), first.handler)
+
+
+def _park(request: Request[Any], waiter: Waiter) -> None:
+    """Park the caller until the request ends."""
+    batch = _running.get()
+    if batch is None:
+        waiter.get()
+    else:
+        batch.wait_for(request, waiter)
 
 
 _running: ContextVar[Batch | None] = ContextVar("ubatch_running", default=None)  # in a handler: the batch it runs
@@ -272,7 +279,7 @@ def _never_ends(request: Request[Any], waiting: set[Batch]) -> bool:
     """
     if request.done():
         return False
-    batches = request._collector.batches_ahead_of(request)
+    batches = request.collector.batches_ahead_of(request)
     return bool(batches) and all(batch in waiting or _is_stuck(batch, waiting) for batch in batches)
 
 

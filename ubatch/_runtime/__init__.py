@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from ._base import Executor, Runtime, Signal, Waiter
 from ._world import is_green
@@ -12,6 +13,7 @@ __all__ = ["Executor", "Runtime", "Signal", "Waiter", "choose", "current_process
 RUNTIMES = ("auto", "gevent", "threading")
 
 forks = 0  # in this process's line of descent
+FORKS_UNSEEN = "uwsgi" in sys.modules  # the server's own module: it forks without the hook below
 
 
 def current_process() -> tuple[int, int]:
