@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import ubatch
-from ubatch import BadBatchOutputSize, UBatchError
+from ubatch import BadBatchOutputSize, QueueFull, UBatchError
 from ubatch._errors import for_caller
 
 CLASSES = [getattr(ubatch, name) for name in ubatch.__all__]
@@ -16,13 +16,17 @@ ERRORS = [cls for cls in CLASSES if isinstance(cls, type) and issubclass(cls, UB
 
 
 def make(cls: type[UBatchError]) -> UBatchError:
-    return BadBatchOutputSize(3, 2) if cls is BadBatchOutputSize else cls("what must be; what was got")
+    message = "what must be; what was got"
+    special = {BadBatchOutputSize: (3, 2), QueueFull: (message, 1.5)}
+    return cls(*special.get(cls, (message,)))
 
 
 def test_the_tree_is_split_by_what_the_caller_may_do_next() -> None:
     safe_to_retry = {cls.__name__ for cls in ERRORS if issubclass(cls, ubatch.NotProcessed)}
     closed = {cls.__name__ for cls in ERRORS if issubclass(cls, ubatch.BatcherClosed)}
-    assert safe_to_retry == {"NotProcessed", "RequestCancelled", "QueueClosed"}
+    late = {cls.__name__ for cls in ERRORS if issubclass(cls, ubatch.DeadlineExceeded)}
+    assert safe_to_retry == {"NotProcessed", "RequestCancelled", "QueueClosed", "QueueFull", "QueueTimeout"}
+    assert late == {"DeadlineExceeded", "QueueTimeout", "ResultTimeout"}
     assert closed == {"BatcherClosed", "QueueClosed", "ResultLost"}
 
 
@@ -31,6 +35,9 @@ def test_the_tree_is_split_by_what_the_caller_may_do_next() -> None:
     [
         (ubatch.UBatchError, 500),
         (ubatch.NotProcessed, 503),
+        (ubatch.QueueFull, 503),
+        (ubatch.QueueTimeout, 504),
+        (ubatch.ResultTimeout, 504),
         (ubatch.QueueClosed, 503),
         (ubatch.ResultLost, 503),
         (ubatch.DeadlineExceeded, 504),

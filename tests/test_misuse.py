@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ubatch import HandlerAlreadySet, HandlerNotSet, UBatch, ubatch_decorator
+from ubatch import HandlerAlreadySet, HandlerNotSet, UBatch, deadline, ubatch_decorator
 
 INT = "must be an int of at least 1; got"
 SECONDS = "must be a number of seconds, at least 0; got"
@@ -33,6 +33,14 @@ SECONDS = "must be a number of seconds, at least 0; got"
         ({"executor": "process"}, ValueError, "executor must be one of 'native', 'greenlet'; got 'process'"),
         ({"executor": None}, ValueError, "executor must be one of 'native', 'greenlet'; got None"),
         ({"runtime": "asyncio"}, ValueError, "runtime must be one of 'auto', 'gevent', 'threading'; got 'asyncio'"),
+        ({"max_queue": 7}, ValueError, "max_queue must be an int of at least 8; got 7"),
+        ({"max_queue": "9"}, TypeError, "max_queue must be an int of at least 8; got '9'"),
+        ({"deadline": -1}, ValueError, f"deadline {SECONDS} -1"),
+        ({"deadline": "1"}, TypeError, f"deadline {SECONDS} '1'"),
+        ({"stall_after": float("inf")}, ValueError, f"stall_after {SECONDS} inf"),
+        ({"isolate_errors": 1}, TypeError, "isolate_errors must be True or False; got 1"),
+        ({"isolate_errors": True, "should_isolate": 1}, TypeError, "should_isolate must be callable; got 1"),
+        ({"should_isolate": bool}, ValueError, "should_isolate must come with isolate_errors=True"),
         ({"name": ""}, TypeError, "name must be a str that is not empty, or None; got ''"),
         ({"name": 7}, TypeError, "name must be a str that is not empty, or None; got 7"),
     ],
@@ -120,3 +128,10 @@ def test_a_method_of_a_class_without_weak_references_is_refused() -> None:
         "the class of a method under ubatch_decorator must allow weak references; Slotted does not: "
         "add '__weakref__' to its __slots__"
     )
+
+
+@pytest.mark.parametrize("value", [-1, "1", float("nan"), None])
+def test_a_bad_deadline_is_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught, deadline(value):
+        pass
+    assert str(caught.value) == f"deadline must be a number of seconds, at least 0; got {value!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,7 @@ POLICY = FixedWait(max_size=3, timeout=5.0)
 @pytest.mark.parametrize(
     ("items", "now", "decision"),
     [
-        ([], 100.0, Wait(None, 1)),
+        ([], 100.0, Wait(inf, 1)),
         ([("a", 100.0)], 100.0, Wait(105.0, 3)),
         ([("a", 100.0)], 104.9, Wait(105.0, 3)),
         ([("a", 100.0)], 105.0, Close("a", 3, "timeout")),
@@ -52,7 +53,7 @@ def test_when_a_batch_is_due(items: list[tuple[str, float]], now: float, decisio
 def test_a_drain_waits_for_no_company() -> None:
     assert POLICY.decide(pending_of(("a", 100.0)), 100.0, draining=True) == Close("a", 3, "drain")
     assert POLICY.decide(pending_of(*[("a", 100.0)] * 3), 100.0, draining=True) == Close("a", 3, "full")
-    assert POLICY.decide(pending_of(), 100.0, draining=True) == Wait(None, 1)
+    assert POLICY.decide(pending_of(), 100.0, draining=True) == Wait(inf, 1)
 
 
 def test_taking_leaves_the_rest_in_order() -> None:
@@ -99,4 +100,4 @@ def test_a_decision_keeps_the_bounds(
                 # No fewer further requests could fill a shape, so being woken any earlier would be in vain.
                 assert wanted == count + max_size - max(sizes.values())
             else:
-                assert (until, wanted) == (None, 1)
+                assert (until, wanted) == (inf, 1)

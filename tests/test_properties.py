@@ -1,21 +1,37 @@
-"""Random schedules against the contract: every call ends exactly once, with its own answer, in order."""
+"""Random schedules against the contract.
+
+Every call ends exactly once, with its own answer, in order; the handler sees no request that was cancelled, refused or
+late; never more than `max_queue` are pending; with one failing item per batch isolated, its neighbours are answered.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import gevent
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ubatch import BatcherClosed, RequestCancelled, UBatch
+from ubatch import (
+    BadBatchOutputSize,
+    BatcherClosed,
+    NotProcessed,
+    QueueFull,
+    ResultLost,
+    ResultTimeout,
+    UBatch,
+    deadline,
+)
 from ubatch.testing import RecordingHandler, VirtualRuntime
 
-CALL, ODD_CALL, ADVANCE, OPEN, CANCEL, KILL, STOP, START = range(8)
+CALL, ODD_CALL, HURRIED_CALL, ADVANCE, OPEN, CANCEL, KILL, STOP, START = range(9)
+MAX_QUEUE = 6
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from([CALL, CALL, CALL, ODD_CALL]), st.integers(-3, 30)),
+        st.tuples(st.sampled_from([CALL, CALL, CALL, ODD_CALL, HURRIED_CALL]), st.integers(-3, 30)),
         st.tuples(st.just(ADVANCE), st.sampled_from([0.0, 0.5, 1.0, 2.5, 10.0])),
         st.tuples(st.just(OPEN), st.integers(1, 3)),
         st.tuples(st.sampled_from([CANCEL, KILL]), st.integers(0, 100)),
@@ -42,22 +58,30 @@ def handler(xs: list[tuple[int, int]], odd: list[Any] | None = None) -> list[Any
 class Schedule:
     """Applies steps to a batcher, and knows what each call may come to."""
 
-    def __init__(self, runtime: VirtualRuntime, executor: str, max_size: int, places: int) -> None:
+    def __init__(self, runtime: VirtualRuntime, executor: str, max_size: int, places: int, isolate: bool) -> None:
         self.runtime = runtime
         self.gate = runtime.gate()
         self.handler = RecordingHandler(handler, self.gate)
         self.batcher: UBatch[Any, Any] = UBatch(
-            max_size, 1.0, executor=executor, max_in_flight=places, runtime=runtime
+            max_size,
+            1.0,
+            executor=executor,
+            max_in_flight=places,
+            max_queue=MAX_QUEUE,
+            isolate_errors=isolate,
+            stall_after=5.0,
+            runtime=runtime,
         ).set_handler(self.handler)
         self.max_size = max_size
+        self.isolate = isolate
         self.requests: list[Any] = []  # (key, value, Request), as accepted
         self.callers: list[Any] = []  # (key, value, Call)
         self.stops: list[Any] = []
         self.keys = 0
 
     def apply(self, kind: int, argument: Any) -> None:
-        if kind in (CALL, ODD_CALL):
-            self.call(argument, odd=kind == ODD_CALL)
+        if kind in (CALL, ODD_CALL, HURRIED_CALL):
+            self.call(argument, odd=kind == ODD_CALL, hurried=kind == HURRIED_CALL)
         elif kind == ADVANCE:
             self.runtime.advance(argument)
         elif kind == OPEN:
@@ -78,18 +102,29 @@ class Schedule:
             except BatcherClosed:
                 assert not all(stop.done for stop in self.stops)
 
-    def call(self, value: int, odd: bool) -> None:
+    def call(self, value: int, odd: bool, hurried: bool) -> None:
         self.keys += 1
         item = (self.keys, value)
         args = (item, None) if odd else (item,)
         if self.keys % 2:
-            self.callers.append((*item, self.runtime.call(self.batcher.ubatch, *args)))
+            self.callers.append((*item, self.runtime.call(self.ubatch_within, 2.0 if hurried else 1e6, args)))
             self.runtime.settle()
         else:
             try:
                 self.requests.append((*item, self.batcher.submit(*args)))
             except BatcherClosed:
                 assert self.stops
+            except QueueFull:
+                assert self.pending() == MAX_QUEUE
+        assert self.pending() <= MAX_QUEUE
+
+    def ubatch_within(self, seconds: float, args: Any) -> Any:
+        with deadline(seconds):
+            return self.batcher.ubatch(*args)
+
+    def pending(self) -> int:
+        found = re.search(r"(\d+) pending", repr(self.batcher))
+        return int(found[1]) if found else 0
 
     def end(self) -> None:
         self.gate.open()
@@ -100,7 +135,7 @@ class Schedule:
         assert all(stop.done and stop.error is None for stop in self.stops)
         batches = [call[0] if isinstance(call, tuple) else call for call in self.handler.calls]
         seen = [key for batch in batches for key, _ in batch]
-        assert len(seen) == len(set(seen))
+        assert self.isolate or len(seen) == len(set(seen))
         assert all(len(batch) <= self.max_size for batch in batches)
         assert all([key for key, _ in batch] == sorted(key for key, _ in batch) for batch in batches)
         outcomes = {key: (value, *self.outcome(request)) for key, value, request in self.requests}
@@ -120,18 +155,22 @@ class Schedule:
         if error is None:
             assert answer == (key, value * value)
             assert key in seen
-        elif isinstance(error, RequestCancelled):
+        elif isinstance(error, NotProcessed):
             assert key not in seen
         elif isinstance(error, Poison) and error.args == ("item",):
             assert value == -1
+        elif isinstance(error, Poison | BadBatchOutputSize | ResultTimeout | ResultLost):
+            assert key in seen
+        else:
+            assert isinstance(error, gevent.GreenletExit)
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 2])
 def test_every_call_ends_once_with_its_own_answer(world: tuple[str, str], max_in_flight: int) -> None:
     @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(steps=steps, max_size=st.integers(1, 5))
-    def schedule(steps: list[tuple[int, Any]], max_size: int) -> None:
-        running = Schedule(VirtualRuntime(world[0]), world[1], max_size, max_in_flight)
+    @given(steps=steps, max_size=st.integers(1, 5), isolate=st.booleans())
+    def schedule(steps: list[tuple[int, Any]], max_size: int, isolate: bool) -> None:
+        running = Schedule(VirtualRuntime(world[0]), world[1], max_size, max_in_flight, isolate)
         try:
             for step in steps:
                 running.apply(*step)

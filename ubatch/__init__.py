@@ -1,6 +1,7 @@
 """uBatch: micro-batching for Python web servers, at home in gevent."""
 
 from ._batcher import UBatch
+from ._deadline import deadline
 from ._decorator import ubatch_decorator
 from ._errors import (
     BadBatchOutput,
@@ -12,9 +13,12 @@ from ._errors import (
     HandlerNotSet,
     NotProcessed,
     QueueClosed,
+    QueueFull,
+    QueueTimeout,
     ReentrantCall,
     RequestCancelled,
     ResultLost,
+    ResultTimeout,
     UBatchError,
 )
 from ._request import Request
@@ -29,12 +33,16 @@ __all__ = [
     "HandlerNotSet",
     "NotProcessed",
     "QueueClosed",
+    "QueueFull",
+    "QueueTimeout",
     "ReentrantCall",
     "Request",
     "RequestCancelled",
     "ResultLost",
+    "ResultTimeout",
     "UBatch",
     "UBatchError",
+    "deadline",
     "ubatch_decorator",
 ]
 

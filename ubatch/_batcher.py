@@ -12,18 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from inspect import Signature, signature
 from math import inf
-from numbers import Integral, Real
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, overload
-from weakref import finalize
+from weakref import WeakValueDictionary, finalize
 
 from . import _runtime
-from ._collector import Collector
+from ._collector import NEVER, Collector, Options
+from ._deadline import time_left
 from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed
+from ._isolation import isolate
+from ._options import count, flag, function, one_of, seconds
 from ._policy import FixedWait
-from ._request import Out, Request, handler_name
+from ._request import Out, Request, Strategy, handler_name, plainly
 from ._runtime import RUNTIMES, Runtime, choose, current_process
 
 In = TypeVar("In")
@@ -53,6 +56,13 @@ class UBatch(Generic[In, Out]):
     "threading" or "auto": whichever world the first call in the process comes from. `name` appears in errors and as
     the name of greenlets and threads (default: the handler's name).
 
+    `max_queue` is how many requests may be pending, at least `max_size`; one more gets `QueueFull` at once. `deadline`
+    is how many seconds a call may take (see also `ubatch.deadline`); then it raises `QueueTimeout` or `ResultTimeout`.
+    `stall_after` is how many seconds a batch may be at the handler before that is logged, once, with the handler's
+    stack, and shows in the state. With `isolate_errors` a handler that raises is run again with halves of the batch,
+    until the failing items stand alone; it must be safe to run again. `should_isolate(exception)` says for which
+    exceptions.
+
     Raises TypeError or ValueError for an option that cannot be.
 
     >>> squares = UBatch[int, int](max_size=8, timeout=0.01).set_handler(lambda xs: [x * x for x in xs])
@@ -70,13 +80,24 @@ class UBatch(Generic[In, Out]):
         *,
         executor: str = "native",
         max_in_flight: int = 1,
+        max_queue: int | None = None,
+        deadline: float | None = None,
+        stall_after: float | None = None,
+        isolate_errors: bool = False,
+        should_isolate: Callable[[Exception], bool] | None = None,
         runtime: str | Runtime = "auto",
         name: str | None = None,
     ) -> None:
-        self._policy = FixedWait(_count("max_size", max_size), _seconds("timeout", timeout))
-        self._executor = _one_of("executor", executor, EXECUTORS)
-        self._max_in_flight = _count("max_in_flight", max_in_flight)
-        self._runtime = runtime if isinstance(runtime, Runtime) else _one_of("runtime", runtime, RUNTIMES)
+        self._options = Options(
+            policy=FixedWait(count("max_size", max_size), seconds("timeout", timeout)),
+            executor=one_of("executor", executor, EXECUTORS),
+            max_in_flight=count("max_in_flight", max_in_flight),
+            max_queue=NEVER if max_queue is None else count("max_queue", max_queue, least=max_size),
+            stall_after=inf if stall_after is None else seconds("stall_after", stall_after),
+            strategy=_strategy(isolate_errors, should_isolate),
+        )
+        self._deadline = inf if deadline is None else seconds("deadline", deadline)
+        self._runtime = runtime if isinstance(runtime, Runtime) else one_of("runtime", runtime, RUNTIMES)
         if not (name is None or (isinstance(name, str) and name)):
             raise TypeError(f"name must be a str that is not empty, or None; got {name!r}")
         self._name = name
@@ -97,9 +118,7 @@ class UBatch(Generic[In, Out]):
         """
         if self._handler is not None:
             raise HandlerAlreadySet(f"the handler is {handler_name(self._handler)!r} already: make another UBatch")
-        if not callable(handler):
-            raise TypeError(f"handler must be callable; got {handler!r}")
-        self._handler = handler
+        self._handler = function("handler", handler)
         with suppress(ValueError):  # many functions made in C tell no signature
             self._signature = signature(handler)
         return self
@@ -160,11 +179,7 @@ class UBatch(Generic[In, Out]):
 
         Raises ReentrantCall in the batcher's own handler, unless there is a timeout.
         """
-        limit = None if timeout is None else _seconds("timeout", timeout)
-        self._stopped = True
-        collector = self._collectors.get(current_process())
-        if collector is not None:
-            collector.drain(limit)
+        self._drain(None if timeout is None else seconds("timeout", timeout))
 
     def __enter__(self: _Self) -> _Self:
         return self.start()
@@ -175,12 +190,23 @@ class UBatch(Generic[In, Out]):
         self.stop()
 
     @property
+    def stopped(self) -> bool:
+        """Whether calls are refused: after `stop`, and while it waits."""
+        return self._stopped
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a handler has run for longer than `stall_after` and has not come back."""
+        collector = self._collectors.get(current_process())
+        return collector is not None and collector.counts()[2]
+
+    @property
     def name(self) -> str:
         """The name given, or the handler's."""
         return self._name or ("no handler" if self._handler is None else handler_name(self._handler))
 
     def __repr__(self) -> str:
-        policy = self._policy
+        policy = self._options.policy
         return f"<UBatch {self.name!r} max_size={policy.max_size} timeout={policy.timeout}: {self._state()}>"
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -207,7 +233,16 @@ class UBatch(Generic[In, Out]):
         collector = self._collector
         if collector is None or collector.forks != _runtime.forks or _runtime.FORKS_UNSEEN:
             collector = self._open()
-        return Request(collector, handler, args, kwargs, shape, collector.clock())  # type: ignore[arg-type]
+        now = collector.clock()
+        return Request(
+            collector,
+            handler,  # type: ignore[arg-type]
+            args,
+            kwargs,
+            shape,
+            now,
+            now + time_left(self._deadline),
+        )
 
     def _map(self, handler: Callable[..., Any] | None, *columns: Iterable[Any]) -> list[Out]:
         requests: list[Request[Out]] = []
@@ -235,6 +270,11 @@ class UBatch(Generic[In, Out]):
         if len(self._shapes) < MOST_SHAPES:
             self._shapes.add(shape)
 
+    def _drain(self, timeout: float | None) -> tuple[int, int]:
+        self._stopped = True
+        collector = self._collectors.get(current_process())
+        return (0, 0) if collector is None else collector.drain(timeout)
+
     def _open(self) -> Collector:
         """The collector of this process. Of several threads that come first, one sets it, without a lock."""
         if self._stopped:
@@ -243,10 +283,11 @@ class UBatch(Generic[In, Out]):
         collector = self._collectors.get(process)
         if collector is None or collector.process != process:
             self._collectors.pop(process, None)
-            made = Collector(self.name, self._policy, choose(self._runtime), self._executor, self._max_in_flight)
+            made = Collector(self.name, self._options, choose(self._runtime))
             collector = self._collectors.setdefault(process, made)
             if collector is made:
                 finalize(self, made.forsake).atexit = False
+                _called[id(self)] = self
         self._collector = collector
         return collector
 
@@ -257,30 +298,31 @@ class UBatch(Generic[In, Out]):
         state = "stopped" if self._stopped else "open"
         if collector is None:
             return f"{state}, not called yet"
-        pending, in_flight = collector.counts()
-        return f"{state}, {pending} pending, {in_flight} in flight, {collector.runtime.name}"
+        pending, in_flight, stalled = collector.counts()
+        counts = f"{pending} pending, {in_flight} in flight"
+        return f"{state}, {counts}, {collector.runtime.name}" + (", stalled" if stalled else "")
+
+
+_called: WeakValueDictionary[int, UBatch[Any, Any]] = WeakValueDictionary()  # by id, in the order of first calls
+
+
+def called_here() -> list[UBatch[Any, Any]]:
+    """The batchers that have been called in this process, those called first at the front."""
+    batchers = [reference() for reference in _called.valuerefs()]
+    return [batcher for batcher in batchers if batcher is not None and current_process() in batcher._collectors]
 
 
 MOST_SHAPES = 256  # remembered; a handler that takes **named could be called with names without end
 
 
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an int of at least 1; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be an int of at least 1; got {value!r}")
-    return int(value)
+def _strategy(isolate_errors: bool, should_isolate: Callable[[Exception], bool] | None) -> Strategy:
+    isolates = flag("isolate_errors", isolate_errors)
+    if should_isolate is None:
+        return partial(isolate, should_isolate=_always) if isolates else plainly
+    if not isolates:
+        raise ValueError("should_isolate must come with isolate_errors=True")
+    return partial(isolate, should_isolate=function("should_isolate", should_isolate))
 
 
-def _seconds(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number of seconds, at least 0; got {value!r}")
-    if not 0 <= value < inf:
-        raise ValueError(f"{name} must be a number of seconds, at least 0; got {value!r}")
-    return float(value)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
-    return value
+def _always(_: Exception) -> bool:
+    return True

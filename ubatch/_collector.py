@@ -17,36 +17,57 @@ Guarantees:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
 from sys import maxsize
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
-from ._errors import NotProcessed, QueueClosed, ReentrantCall, ResultLost, UBatchError
-from ._policy import FixedWait, Pending, Wait
-from ._request import FAILED, PENDING, Batch, Request, running_batch
+from ._errors import (
+    NotProcessed,
+    QueueClosed,
+    QueueFull,
+    QueueTimeout,
+    ReentrantCall,
+    ResultLost,
+    ResultTimeout,
+    UBatchError,
+)
+from ._policy import Close, FixedWait, Pending
+from ._request import FAILED, IN_FLIGHT, PENDING, Batch, Request, Strategy, handler_name, running_batch
 from ._runtime import Runtime, Waiter, current_process
 from ._runtime._native import allocate_lock
 
 NEVER = maxsize  # more requests than will ever be pending
-UNTIL_WOKEN = Wait(until=None, wanted=NEVER)
 NOWHERE = (-1, -1)  # no process
+WEIGHT = 0.2  # of the latest batch in the average of seconds per request; arbitrary, some ten batches are remembered
+
+
+class Options(NamedTuple):
+    """What a batcher was made with, checked."""
+
+    policy: FixedWait
+    executor: str
+    max_in_flight: int
+    max_queue: int
+    stall_after: float
+    strategy: Strategy
 
 
 class Collector:
     """Made at the first call in a process; starts its task, and its executor's threads, as requests come."""
 
-    def __init__(self, name: str, policy: FixedWait, runtime: Runtime, executor: str, max_in_flight: int) -> None:
+    def __init__(self, name: str, options: Options, runtime: Runtime) -> None:
         self.name = name
         self.runtime = runtime
         self.clock = runtime.clock
         self.process = current_process()
         self.forks = self.process[0]  # the part of it that a call compares, because it costs no system call
         self.lock = allocate_lock()
-        self._policy = policy
-        self._executor = runtime.executor(executor, max_in_flight, f"ubatch-handler:{name}")
-        self._max_in_flight = max_in_flight
+        self._options = options
+        self._executor = runtime.executor(options.executor, options.max_in_flight, f"ubatch-handler:{name}")
         self._signal = runtime.signal()
         # The rest is guarded by the lock.
         self._pending = Pending()
@@ -56,13 +77,16 @@ class Collector:
         self._running = False  # there is a collector task
         self._closing = False
         self._drained: list[Waiter] = []
+        self._seconds_each: float | None = None  # that the handler takes for a request, on average of late
         runtime.on_lost(partial(_lose, ref(self)))
 
     def accept(self, request: Request[Any]) -> None:
-        """Put a request among the pending ones. Raises QueueClosed after `drain`."""
+        """Put a request among the pending ones. Raises QueueClosed after `drain`, QueueFull where there are enough."""
         with self.lock:
             if self._closing:
                 raise self.closed_error()
+            if self._pending.count >= self._options.max_queue:
+                raise self._full_error()
             self._pending.add(request)
             start = not self._running
             ring = self._pending.count >= self._wanted
@@ -87,24 +111,46 @@ class Collector:
         self.runtime.wake(waiters)
         return True
 
-    def drain(self, timeout: float | None) -> None:
-        """Accept nothing more, answer what was accepted, and end; after `timeout` seconds fail what is left."""
+    def expire(self, request: Request[Any]) -> None:
+        """End a request whose deadline has passed, wherever it is, unless it has ended."""
+        if not self.is_current():
+            raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
+        waiters: list[Waiter] = []
+        with self.lock:
+            if request._state == PENDING:
+                waiters = self._end_late([request])
+            elif request._state == IN_FLIGHT:
+                error = ResultTimeout(
+                    f"the deadline passed while the handler {self.name!r} ran: the request may have had its effect"
+                    + self._stall_note()
+                )
+                waiters += request.end(FAILED, error)
+        self.runtime.wake(waiters)
+
+    def drain(self, timeout: float | None) -> tuple[int, int]:
+        """Accept nothing more, answer what was accepted, and end; after `timeout` seconds fail what is left.
+
+        Returns how many requests there were, and how many of them failed for want of time.
+        """
         if timeout is None and running_batch() in self._in_flight:
             raise ReentrantCall("a handler must not wait for its own batcher to stop: give stop() a timeout")
         waiter = self.runtime.waiter()
         with self.lock:
             self._closing = True
+            left = self._left()
             ended = not self._running and not self._in_flight
             if not ended:
                 self._drained.append(waiter)
         if ended:
-            return
+            return left, 0
         self._signal.set()
         if timeout is None:
             waiter.get()
-        else:
-            waiter.wait(timeout)
-            self._fail_all(f"the batcher {self.name!r} was stopped")
+            return left, 0
+        waiter.wait(timeout)
+        failed = self._fail_all(f"the batcher {self.name!r} was stopped")
+        self._signal.set()
+        return left, failed
 
     def forsake(self) -> None:
         """The batcher is gone: end when the last request is answered. A finalizer calls this, so it takes no lock."""
@@ -114,8 +160,12 @@ class Collector:
 
     def lose(self) -> None:
         """Home is gone, and the collector with it: end every request, and let the next call find another home."""
+        if not self.is_current():  # a fork ended home's thread in the child, while it may have held the lock
+            return
         self.process = NOWHERE
         self.forks = NOWHERE[0]
+        with self.lock:
+            self._running = False  # its greenlet will not say so; a call that comes too late finds nothing to start
         self._fail_all(f"the thread that collected for the batcher {self.name!r} has ended")
 
     def reopen(self) -> None:
@@ -129,16 +179,17 @@ class Collector:
         """Whether this is the process that the collector was made in."""
         return self.process == current_process()
 
-    def counts(self) -> tuple[int, int]:
-        """How many requests are pending, and how many are in flight."""
+    def counts(self) -> tuple[int, int, bool]:
+        """How many requests are pending, how many are in flight, and whether a handler is stalled."""
         with self.lock:
-            return self._pending.count, sum(len(batch.requests) for batch in self._in_flight)
+            batches = self._in_flight
+            return self._pending.count, sum(len(b.requests) for b in batches), any(b.stalled for b in batches)
 
     def batches_ahead_of(self, request: Request[Any]) -> list[Batch]:
         """The batches of which at least one must end before `request` can; none where there is a place for it."""
         with self.lock:
             if request._state == PENDING:
-                return list(self._in_flight) if len(self._in_flight) >= self._max_in_flight else []
+                return list(self._in_flight) if len(self._in_flight) >= self._options.max_in_flight else []
             return [batch for batch in self._in_flight if request in batch.requests]
 
     def closed_error(self) -> QueueClosed:
@@ -156,48 +207,51 @@ class Collector:
     def _collect(self) -> None:
         """The one body of the collector, in every world."""
         try:
-            while (step := self._next()) is not None:
-                if isinstance(step, Batch):
-                    self._dispatch(step)
-                elif step.until is None:
-                    self._signal.wait(None)
-                else:
-                    self._signal.wait(max(0.0, step.until - self.clock()))
+            while (act := self._next()) is not None:
+                act()
         finally:
             self._end_collecting()
 
-    def _next(self) -> Batch | Wait | None:
-        """What to do now: dispatch a batch, sleep, or end (None)."""
+    def _next(self) -> Callable[[], object] | None:
+        """Decide what to do now; None is to end."""
         if not self.is_current():  # a fork copied this greenlet; what it knows belongs to the parent
             return None
         with self.lock:
+            now = self.clock()
             self._wanted, self._place_wanted = NEVER, False
+            if stalled := [batch for batch in self._in_flight if self._stalls_at(batch) <= now]:
+                return self._begin_stall(stalled, now)
             ended = self._closing and not self._pending.count
             if ended and not self._in_flight:
                 return None
-            if ended or len(self._in_flight) >= self._max_in_flight:
+            if ended or len(self._in_flight) >= self._options.max_in_flight:
                 self._place_wanted = True
-                return UNTIL_WOKEN
-            step = self._policy.decide(self._pending, self.clock(), self._closing)
-            if isinstance(step, Wait):
-                self._wanted = step.wanted
-                return step
-            batch = Batch(self._pending.take(step.shape, step.size), step.reason)
-            self._in_flight.append(batch)
-            return batch
+                return self._sleep_until(inf)
+            step = self._options.policy.decide(self._pending, now, self._closing)
+            if isinstance(step, Close):
+                return self._close(step, now)
+            self._wanted = step.wanted
+            return self._sleep_until(step.until)
+
+    def _sleep(self, until: float) -> None:
+        self._signal.wait(None if until == inf else max(0.0, until - self.clock()))
 
     def _dispatch(self, batch: Batch) -> None:
         try:
-            self._executor.start(batch.run, partial(self._finish, batch))
+            run = batch.run if self._options.stall_after == inf else batch.run_watched
+            self._executor.start(run, partial(self._finish, batch))
         except Exception as error:  # no thread to be had
             batch.error = error
             self._finish(batch)
 
     def _finish(self, batch: Batch) -> None:
         """Called once the handler has ended, by the executor."""
+        if not self.is_current():  # a fork copied the handler's greenlet; the answers are the parent's to give
+            return
         with self.lock:
             if batch in self._in_flight:
                 self._in_flight.remove(batch)
+                self._learn((self.clock() - batch.started_at) / len(batch.requests))
             waiters = batch.settle()
             ring = self._place_wanted and (self._pending.count > 0 or self._closing)
             if self._place_wanted and not ring:
@@ -222,21 +276,89 @@ class Collector:
         if closing:
             self._executor.close()
 
-    def _fail_all(self, because: str) -> None:
-        """End every request, wherever it is; a handler may still run, for nobody."""
+    def _fail_all(self, because: str) -> int:
+        """End every request, wherever it is, and return how many; a handler may still run, for nobody."""
         with self.lock:
+            failed = self._left()
             waiters = self._fail_pending(QueueClosed(f"{because} before a batch took the request: try again elsewhere"))
             for batch in self._in_flight:
                 batch.error = ResultLost(f"{because} while the handler ran: the request may have had its effect")
                 waiters += batch.settle()
             self._in_flight.clear()
+            waiters += self._drain_ended()
         self.runtime.wake(waiters)
-        self._signal.set()
+        return failed
+
+    def _report_stall(self, batches: list[Batch], seconds: float) -> None:
+        import logging  # here, because the core has nothing else to log
+
+        for batch in batches:
+            stack = "".join(batch.stack().format()) if batch.stack is not None else ""
+            logging.getLogger("ubatch").error(
+                "the handler %r has not come back for %.1f seconds, with a batch of %d; it is at:\n%s",
+                handler_name(batch.handler), seconds, len(batch.requests), stack or "(no frame: it runs right now)",
+            )  # fmt: skip
 
     # Under the lock.
 
+    def _close(self, step: Close, now: float) -> Callable[[], object]:
+        """Make the batch; but first, in a step of its own, let go who would be in it for nothing."""
+        if late := [r for r in self._pending.head(step.shape, step.size) if r.deadline_at <= now]:
+            return partial(self.runtime.wake, self._end_late(late))
+        batch = Batch(self._pending.take(step.shape, step.size), step.reason, now, self._options.strategy)
+        self._in_flight.append(batch)
+        return partial(self._dispatch, batch)
+
+    def _sleep_until(self, until: float) -> Callable[[], object]:
+        """Sleep, but not past the time at which a batch stalls."""
+        stalls_at = min((self._stalls_at(batch) for batch in self._in_flight), default=inf)
+        return partial(self._sleep, min(until, stalls_at))
+
+    def _stalls_at(self, batch: Batch) -> float:
+        """When a batch will have run for too long; never a second time."""
+        return inf if batch.stalled else batch.started_at + self._options.stall_after
+
+    def _begin_stall(self, batches: list[Batch], now: float) -> Callable[[], object]:
+        for batch in batches:
+            batch.stalled = True
+        return partial(self._report_stall, batches, now - batches[0].started_at)
+
+    def _stall_note(self) -> str:
+        seconds = max((self.clock() - batch.started_at for batch in self._in_flight if batch.stalled), default=0.0)
+        return f"; it has not come back for {seconds:.1f} seconds" if seconds else ""
+
+    def _learn(self, seconds_each: float) -> None:
+        known = self._seconds_each
+        self._seconds_each = seconds_each if known is None else known + WEIGHT * (seconds_each - known)
+
+    def _full_error(self) -> QueueFull:
+        """Before any batch has ended there is no rate to tell from; then it says a second."""
+        count, each = self._pending.count, self._seconds_each
+        retry_after = 1.0 if each is None else count * each / self._options.max_in_flight
+        return QueueFull(
+            f"at most max_queue={self._options.max_queue} requests may be pending in {self.name!r}; "
+            f"try again in {retry_after:.3f} seconds" + self._stall_note(),
+            retry_after,
+        )
+
+    def _end_late(self, requests: list[Request[Any]]) -> list[Waiter]:
+        """End pending requests whose deadline has passed."""
+        error = QueueTimeout(
+            f"the deadline passed while the request was pending in {self.name!r}: the handler never saw it"
+            + self._stall_note()
+        )
+        waiters: list[Waiter] = []
+        for request in requests:
+            self._pending.remove(request)
+            waiters += request.end(FAILED, error)
+        return waiters
+
     def _fail_pending(self, error: UBatchError) -> list[Waiter]:
         return [waiter for request in self._pending.take_all() for waiter in request.end(FAILED, error)]
+
+    def _left(self) -> int:
+        """How many requests have not ended."""
+        return self._pending.count + sum(not request.done() for batch in self._in_flight for request in batch.requests)
 
     def _drain_ended(self) -> list[Waiter]:
         """Whom to tell that the drain is over, if it is."""

@@ -30,6 +30,20 @@ class NotProcessed(UBatchError):
     http_status = 503
 
 
+class QueueFull(NotProcessed):
+    """`max_queue` requests are pending: this one was refused at once.
+
+    `retry_after` is how many seconds the batcher takes, at its present rate, for what is pending.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RequestCancelled(NotProcessed):
     """The request was cancelled before a batch took it."""
 
@@ -41,6 +55,16 @@ class DeadlineExceeded(UBatchError, TimeoutError):
     """
 
     http_status = 504
+
+
+class QueueTimeout(NotProcessed, DeadlineExceeded):
+    """The deadline passed while the request was pending: the handler never saw it."""
+
+    http_status = 504
+
+
+class ResultTimeout(DeadlineExceeded):
+    """The deadline passed while the handler ran: the request may have had its effect."""
 
 
 class BatcherClosed(UBatchError):

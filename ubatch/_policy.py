@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from itertools import islice
+from math import inf
 from typing import Any, NamedTuple
 
 
@@ -19,9 +21,9 @@ class Close(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Nothing is due before the time `until` (None: no such time), nor before `wanted` requests are pending."""
+    """Nothing is due before the time `until` (infinity: no such time), nor before `wanted` requests are pending."""
 
-    until: float | None
+    until: float
     wanted: int
 
 
@@ -51,6 +53,10 @@ class Pending:
         if not group:
             del self._groups[request.shape]
         self.count -= 1
+
+    def head(self, shape: Hashable, most: int) -> list[Any]:
+        """The oldest requests of a shape, at most so many."""
+        return list(islice(self._groups[shape], most))
 
     def take(self, shape: Hashable, most: int) -> list[Any]:
         """Take the oldest requests of a shape, at most so many."""
@@ -85,7 +91,7 @@ class FixedWait(NamedTuple):
     A batch has one shape. A shape that fills a batch goes ahead of an older request of another shape that is not due.
 
     >>> FixedWait(max_size=2, timeout=5.0).decide(Pending(), now=100.0, draining=False)
-    Wait(until=None, wanted=1)
+    Wait(until=inf, wanted=1)
     """
 
     max_size: int
@@ -94,7 +100,7 @@ class FixedWait(NamedTuple):
     def decide(self, pending: Pending, now: float, draining: bool) -> Close | Wait:
         """What to do now, given that there is a place at the handler."""
         if not pending.count:
-            return Wait(None, 1)
+            return Wait(inf, 1)
         oldest = pending.oldest()
         sizes = pending.sizes()
         due_at = oldest.accepted_at + self.timeout

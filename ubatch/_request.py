@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable, Mapping, Set
 from contextvars import Context, ContextVar
 from functools import partial
 from itertools import repeat
+from math import inf
+from traceback import StackSummary
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._errors import (
@@ -26,6 +28,7 @@ from ._errors import (
     ResultLost,
     for_caller,
 )
+from ._runtime import stack_of_caller
 
 if TYPE_CHECKING:
     from ._collector import Collector
@@ -46,6 +49,7 @@ class Request(Generic[Out]):
         "accepted_at",
         "args",
         "collector",
+        "deadline_at",
         "handler",
         "kwargs",
         "shape",
@@ -59,6 +63,7 @@ class Request(Generic[Out]):
         kwargs: dict[str, Any],
         shape: Hashable,
         accepted_at: float,
+        deadline_at: float,
     ) -> None:
         self.collector = collector
         self.handler = handler
@@ -66,6 +71,7 @@ class Request(Generic[Out]):
         self.kwargs = kwargs
         self.shape = shape
         self.accepted_at = accepted_at
+        self.deadline_at = deadline_at
         self._state = PENDING
         self._outcome: Any = None
         self._waiters: tuple[Waiter, ...] = ()
@@ -141,34 +147,41 @@ class Request(Generic[Out]):
             return
         if not self.collector.is_current():
             raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
-        self._wait(timeout)
-        if self._state < ANSWERED:
-            where = "waiting for a batch" if self._state == PENDING else "at the handler"
-            raise DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
-
-    def _wait(self, timeout: float | None) -> None:
         waiter = self.collector.runtime.waiter()
         with self.collector.lock:
             if self._state >= ANSWERED:
                 return
             self._waiters += (waiter,)
-        if timeout is None:
+        if timeout is None or timeout >= self.deadline_at - self.collector.clock():
             _park(self, waiter)
-        else:
-            waiter.wait(timeout)
+            return
+        waiter.wait(timeout)
+        with self.collector.lock:
+            if self._state >= ANSWERED:
+                return
+            self._waiters = tuple(other for other in self._waiters if other is not waiter)
+        where = "waiting for a batch" if self._state == PENDING else "at the handler"
+        raise DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
 
 
 class Batch:
-    """Requests of one shape, closed: one call of the handler. Made and settled under the collector's lock."""
+    """Requests of one shape, closed: one call of the handler. Made and settled under the collector's lock.
 
-    __slots__ = ("_outputs", "_waits_for", "error", "reason", "requests")
+    `strategy(call, requests)` makes the call, or several of them: see `plainly`.
+    """
 
-    def __init__(self, requests: list[Request[Any]], reason: str) -> None:
+    __slots__ = ("_outputs", "_strategy", "_waits_for", "error", "reason", "requests", "stack", "stalled", "started_at")
+
+    def __init__(self, requests: list[Request[Any]], reason: str, started_at: float, strategy: Strategy) -> None:
         for request in requests:
             request.begin()
         self.requests = requests
         self.reason = reason
+        self.started_at = started_at
+        self.stalled = False
+        self.stack: Callable[[], StackSummary] | None = None
         self.error: Exception | None = None
+        self._strategy = strategy
         self._outputs: list[Any] | None = None
         self._waits_for: Request[Any] | None = None
 
@@ -182,15 +195,20 @@ class Batch:
         except Exception as error:
             self.error = error
         except BaseException as error:
-            self.error = HandlerAborted(f"the handler {_name(self._handler)} ended with {error!r}")
+            self.error = HandlerAborted(f"the handler {_name(self.handler)} ended with {error!r}")
             self.error.__cause__ = error
             if isinstance(error, KeyboardInterrupt):
                 raise
 
+    def run_watched(self) -> None:
+        """`run`, such that `stack` tells where the handler is."""
+        self.stack = stack_of_caller()
+        self.run()
+
     def settle(self) -> list[Waiter]:
         """Give each request its outcome, and return whom to wake. Under the lock."""
         if self._outputs is None and self.error is None:
-            self.error = HandlerAborted(f"the handler {_name(self._handler)} was killed")
+            self.error = HandlerAborted(f"the handler {_name(self.handler)} was killed")
         waiters: list[Waiter] = []
         for request, output in zip(self.requests, self._outputs or repeat(self.error), strict=False):
             waiters += request.end(FAILED if isinstance(output, Exception) else ANSWERED, output)
@@ -203,7 +221,7 @@ class Batch:
             if _never_ends(request, {self}):
                 request.cancel()
                 raise ReentrantCall(
-                    f"the handler {_name(self._handler)} waits for its own batcher, which has no place left to answer: "
+                    f"the handler {_name(self.handler)} waits for its own batcher, which has no place left to answer: "
                     "call the function directly, or give the batcher a higher max_in_flight"
                 )
             waiter.get()
@@ -211,30 +229,21 @@ class Batch:
             self._waits_for = None
 
     @property
-    def _handler(self) -> Callable[..., Any]:
+    def handler(self) -> Callable[..., Any]:
+        """The handler of all of these requests."""
         return self.requests[0].handler
 
     def _call(self) -> list[Any]:
         _running.set(self)
-        requests = self.requests
-        first = requests[0]
-        if not first.kwargs and len(first.args) == 1:
-            outputs = first.handler([request.args[0] for request in requests])
-        else:
-            columns = [list(column) for column in zip(*(request.args for request in requests), strict=True)]
-            named = {name: [request.kwargs[name] for request in requests] for name in first.kwargs}
-            outputs = first.handler(*columns, **named)
-        return _checked(outputs, len(requests), first.handler)
+        return self._strategy(_handle, self.requests)
 
 
-def _park(request: Request[Any], waiter: Waiter) -> None:
-    """Park the caller until the request ends."""
-    batch = _running.get()
-    if batch is None:
-        waiter.get()
-    else:
-        batch.wait_for(request, waiter)
+def plainly(call: Callable[[list[Request[Any]]], list[Any]], requests: list[Request[Any]]) -> list[Any]:
+    """The strategy of calling the handler once."""
+    return call(requests)
 
+
+Strategy = Callable[[Callable[[list[Request[Any]]], list[Any]], list[Request[Any]]], list[Any]]
 
 _running: ContextVar[Batch | None] = ContextVar("ubatch_running", default=None)  # in a handler: the batch it runs
 
@@ -245,6 +254,30 @@ def running_batch() -> Batch | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _handle(requests: list[Request[Any]]) -> list[Any]:
+    """Call the handler for these, each argument a list."""
+    first = requests[0]
+    if not first.kwargs and len(first.args) == 1:
+        outputs = first.handler([request.args[0] for request in requests])
+    else:
+        columns = [list(column) for column in zip(*(request.args for request in requests), strict=True)]
+        named = {name: [request.kwargs[name] for request in requests] for name in first.kwargs}
+        outputs = first.handler(*columns, **named)
+    return _checked(outputs, len(requests), first.handler)
+
+
+def _park(request: Request[Any], waiter: Waiter) -> None:
+    """Park the caller until the request ends; at its deadline, end it."""
+    collector = request.collector
+    if request.deadline_at != inf:
+        waiter.wait(max(0.0, request.deadline_at - collector.clock()))
+        collector.expire(request)
+    elif (batch := _running.get()) is None:
+        waiter.get()
+    else:
+        batch.wait_for(request, waiter)
 
 
 def _checked(outputs: Any, size: int, handler: Callable[..., Any]) -> list[Any]:

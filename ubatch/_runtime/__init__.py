@@ -6,9 +6,9 @@ import os
 import sys
 
 from ._base import Executor, Runtime, Signal, Waiter
-from ._world import is_green
+from ._world import may_be_home, stack_of_caller
 
-__all__ = ["Executor", "Runtime", "Signal", "Waiter", "choose", "current_process"]
+__all__ = ["Executor", "Runtime", "Signal", "Waiter", "choose", "current_process", "stack_of_caller"]
 
 RUNTIMES = ("auto", "gevent", "threading")
 
@@ -28,7 +28,7 @@ def choose(option: str | Runtime) -> Runtime:
     """The runtime for a batcher that gets its first call here and now."""
     if isinstance(option, Runtime):
         return option
-    if option == "gevent" or (option == "auto" and is_green()):
+    if option == "gevent" or (option == "auto" and may_be_home()):
         from ._gevent import GeventRuntime
 
         return GeventRuntime()

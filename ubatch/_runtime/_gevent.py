@@ -56,8 +56,17 @@ class GeventRuntime(Runtime):
     def wake(self, waiters: Iterable[Waiter]) -> None:
         if get_hub_if_exists() is self._hub:
             _set_all(waiters)
-        else:
-            self._hub.loop.run_callback_threadsafe(_set_all, waiters)
+            return
+        # Callers elsewhere are woken from here: home's loop may end before it runs another callback.
+        at_home = []
+        for waiter in waiters:
+            if isinstance(waiter, AsyncResult):
+                at_home.append(waiter)
+            else:
+                waiter.set()
+        if at_home:
+            with suppress(AttributeError, ValueError):  # no loop, or a destroyed one: nobody at home is left to wait
+                self._hub.loop.run_callback_threadsafe(_set_all, at_home)
 
     def executor(self, kind: str, places: int, name: str) -> Executor:
         if kind == "greenlet":
@@ -72,16 +81,17 @@ class GeventRuntime(Runtime):
 class HubWaiter:
     """Parks a greenlet of the hub that makes it, to be set from another thread (`Waiter`).
 
-    The watcher both wakes the loop and keeps it alive. A `send` before `start` would be lost, hence the order: started
-    when made, and only handed out then.
+    The watcher both wakes the loop and keeps it alive, and is started only while somebody waits: a call that is refused
+    leaves nothing on the loop. A `send` before `start` would be lost, so `set` leaves a note before it sends, and the
+    wait starts the watcher before it looks for the note.
     """
 
-    __slots__ = ("_result", "_watcher")
+    __slots__ = ("_result", "_set", "_watcher")
 
     def __init__(self) -> None:
         self._result = AsyncResult()
+        self._set = False
         self._watcher = get_hub().loop.async_()
-        self._watcher.start(self._result.set)
 
     def get(self) -> object:
         return self._wait(None)
@@ -90,12 +100,14 @@ class HubWaiter:
         return self._wait(timeout)
 
     def set(self) -> None:
+        self._set = True
         with suppress(ValueError):  # "operation on destroyed loop": its thread has ended
             self._watcher.send()
 
     def _wait(self, timeout: float | None) -> object:
+        self._watcher.start(self._result.set)
         try:
-            return self._result.wait(timeout)
+            return None if self._set else self._result.wait(timeout)
         finally:
             self._watcher.stop()
 

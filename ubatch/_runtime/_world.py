@@ -8,6 +8,9 @@ patched process. Whether `gevent` is in `sys.modules`, or `threading` is patched
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from traceback import StackSummary, extract_stack
+from types import FrameType
 
 from ._base import Waiter
 from ._native import LockWaiter, get_ident, threading_is_patched
@@ -26,6 +29,30 @@ def is_green() -> bool:
     return threading_is_patched() and bool(get_ident() == MAIN_THREAD_IDENT)
 
 
+def stack_of_caller() -> Callable[[], StackSummary]:
+    """What tells, later and from anywhere, where the greenlet or thread that asks now has got to."""
+    if is_green():
+        from greenlet import getcurrent
+
+        greenlet = getcurrent()
+        return lambda: _stack_of(greenlet.gr_frame)
+    ident = get_ident()
+    return lambda: _stack_of(sys._current_frames().get(ident))
+
+
+def may_be_home() -> bool:
+    """Whether a collector may live on the caller's hub: the main thread's lasts as long as the process.
+
+    Another thread's may end at any time, a pool's thread with the call itself, and the collector with it. Its callers
+    are served from elsewhere.
+    """
+    if not is_green():
+        return False
+    from gevent.hub import MAIN_THREAD_IDENT
+
+    return bool(get_ident() == MAIN_THREAD_IDENT)
+
+
 def foreign_waiter() -> Waiter:
     """A waiter for a caller that is not at home, to be set from any thread."""
     if is_green():
@@ -33,3 +60,10 @@ def foreign_waiter() -> Waiter:
 
         return HubWaiter()
     return LockWaiter()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _stack_of(frame: FrameType | None) -> StackSummary:
+    return StackSummary() if frame is None else extract_stack(frame)

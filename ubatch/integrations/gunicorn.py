@@ -1,0 +1,56 @@
+"""A hook for gunicorn's configuration file: a worker that ends drains its batchers, and says so in the log.
+
+One line is all that the file needs; it is loaded before anything is patched, and this module imports no gevent:
+
+    from ubatch.integrations.gunicorn import worker_exit
+
+gunicorn itself lets requests end that have been accepted (SIGTERM, reload, max_requests), and their batches with them.
+So what is left for the hook is work that no request waits for, such as `submit` without `result`, and, in a worker of
+threads, requests that outlast graceful_timeout: they keep the process alive until their handler ends.
+
+Guarantees:
+
+* A worker ends without waiting for a handler that does not: the hook takes at most half of graceful_timeout, or of
+  timeout where that is less, because a worker that ends gives no heartbeat. What is left then fails.
+* Batchers are drained in the order of their first calls, so that a handler which calls another batcher still can.
+* It touches nothing in the master, where gunicorn calls the same hook for a worker whose process is gone: a batcher
+  that is stopped in the master would be stopped in every worker forked later.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from typing import Any
+
+from .._batcher import called_here
+
+__all__ = ["worker_exit"]
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Drain every batcher of the worker, in bounded time, and log what was drained and what failed."""
+    if worker.pid != os.getpid():
+        return
+    batchers = called_here()
+    end = monotonic() + _limit(worker.cfg)
+    idle = 0
+    for batcher in batchers:
+        left, failed = batcher._drain(max(0.0, end - monotonic()))
+        if failed:
+            answered = left - failed
+            worker.log.warning("ubatch: %r: %d answered, %d failed for want of time", batcher.name, answered, failed)
+        elif left:
+            worker.log.info("ubatch: %r: %d answered", batcher.name, left)
+        else:
+            idle += 1
+    worker.log.info("ubatch: drained, %d of %d batchers had nothing left", idle, len(batchers))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _limit(cfg: Any) -> float:
+    """Seconds for all batchers together."""
+    limits = [cfg.graceful_timeout, cfg.timeout] if cfg.timeout else [cfg.graceful_timeout]
+    return float(min(limits)) / 2
