@@ -67,7 +67,7 @@ def test_whole_numbers_of_other_types_are_counts_and_seconds() -> None:
 
 def test_a_call_without_a_handler_is_refused() -> None:
     batcher: UBatch[int, int] = UBatch(8, 0.01)
-    for call in (batcher.ubatch, batcher.submit, lambda x: batcher.map([x])):
+    for call in (batcher.ubatch, batcher.submit, lambda x: batcher.map([x]), lambda _: batcher.start()):
         with pytest.raises(HandlerNotSet) as caught:
             call(1)
         assert str(caught.value) == "a handler must be set before the first call: set_handler(handler)"

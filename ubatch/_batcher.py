@@ -164,8 +164,10 @@ class UBatch(Generic[In, Out]):
     def start(self: _Self) -> _Self:
         """Open the batcher again after `stop`, and return it. Not needed before the first call, and starts nothing.
 
-        Raises QueueClosed while `stop` still waits.
+        Raises HandlerNotSet before `set_handler`, QueueClosed while `stop` still waits.
         """
+        if self._handler is None:
+            raise self._no_handler()
         if self._stopped and (collector := self._collectors.get(current_process())) is not None:
             collector.reopen()
         self._stopped = False
@@ -190,6 +192,16 @@ class UBatch(Generic[In, Out]):
         self.stop()
 
     @property
+    def max_size(self) -> int:
+        """The most requests in one handler call."""
+        return self._options.policy.max_size
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the oldest request waits for company, at most."""
+        return self._options.policy.timeout
+
+    @property
     def stopped(self) -> bool:
         """Whether calls are refused: after `stop`, and while it waits."""
         return self._stopped
@@ -206,8 +218,7 @@ class UBatch(Generic[In, Out]):
         return self._name or ("no handler" if self._handler is None else handler_name(self._handler))
 
     def __repr__(self) -> str:
-        policy = self._options.policy
-        return f"<UBatch {self.name!r} max_size={policy.max_size} timeout={policy.timeout}: {self._state()}>"
+        return f"<UBatch {self.name!r} max_size={self.max_size} timeout={self.timeout}: {self._state()}>"
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -258,7 +269,7 @@ class UBatch(Generic[In, Out]):
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Hashable) -> None:
         """Refuse a call of a shape that the handler does not take; remember one that it does."""
         if self._handler is None:
-            raise HandlerNotSet("a handler must be set before the first call: set_handler(handler)")
+            raise self._no_handler()
         name = handler_name(self._handler)
         if not args and not kwargs:
             raise TypeError(f"a call to {name!r} must have at least one argument; got none")
@@ -274,6 +285,9 @@ class UBatch(Generic[In, Out]):
         self._stopped = True
         collector = self._collectors.get(current_process())
         return (0, 0) if collector is None else collector.drain(timeout)
+
+    def _no_handler(self) -> HandlerNotSet:
+        return HandlerNotSet("a handler must be set before the first call: set_handler(handler)")
 
     def _open(self) -> Collector:
         """The collector of this process. Of several threads that come first, one sets it, without a lock."""
