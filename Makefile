@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXAMPLE ?= -e examples/flask_app
+ALSO ?= -e examples/flask_app
 BIN := $(VENV)/bin
 PYTEST ?= -q
 
@@ -22,7 +22,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml examples/flask_app/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python must be 3.10 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' $(EXAMPLE)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' $(ALSO)
 	@touch $@
 
 demo: install
@@ -53,6 +53,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd examples/flask_app && $(abspath $(BIN))/mypy digits_app tests gunicorn.conf.py
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -16,7 +16,7 @@ from functools import partial
 from inspect import Signature, signature
 from math import inf
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 from weakref import WeakValueDictionary, finalize
 
 from . import _runtime
@@ -29,9 +29,14 @@ from ._policy import FixedWait
 from ._request import Out, Request, Strategy, handler_name, plainly
 from ._runtime import RUNTIMES, Runtime, choose, current_process
 
+if TYPE_CHECKING:
+    from typing_extensions import Never
+
 In = TypeVar("In")
 _Out_co = TypeVar("_Out_co", covariant=True)
 _Self = TypeVar("_Self", bound="UBatch[Any, Any]")
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 
 EXECUTORS = ("native", "greenlet")
 
@@ -108,7 +113,13 @@ class UBatch(Generic[In, Out]):
         self._collector: Collector | None = None  # of the process that called last
         self._collectors: dict[tuple[int, int], Collector] = {}
 
-    def set_handler(self: _Self, handler: Callable[..., Outputs[Out]]) -> _Self:
+    @overload
+    def set_handler(self: UBatch[Never, Never], handler: Callable[[list[_A]], Outputs[_B]]) -> UBatch[_A, _B]: ...
+
+    @overload
+    def set_handler(self: _Self, handler: Callable[..., Outputs[Out]]) -> _Self: ...
+
+    def set_handler(self, handler: Callable[..., Any]) -> Any:
         """Set the function that answers a batch, `handler([x1 … xn]) -> [y1 … yn]`, and return this batcher.
 
         With several arguments it gets a list for each. It returns as many outputs as there were inputs; one that is an

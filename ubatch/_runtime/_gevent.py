@@ -23,7 +23,7 @@ from gevent import Greenlet, get_hub
 from gevent._hub_local import get_hub_if_exists
 from gevent.event import AsyncResult
 from gevent.hub import MAIN_THREAD_IDENT
-from gevent.queue import Empty, SimpleQueue
+from gevent.queue import Empty, Queue
 
 from ._base import Executor, Runtime, Signal, Waiter
 from ._native import NativePool, _original
@@ -129,7 +129,7 @@ def _set_all(waiters: Iterable[Waiter]) -> None:
 class _Signal:
     def __init__(self, hub: Any) -> None:
         self._hub = hub
-        self._queue = SimpleQueue()
+        self._queue = Queue()  # not SimpleQueue: before gevent 25.4 that is the standard library's
 
     def set(self) -> None:
         if get_hub_if_exists() is self._hub:
