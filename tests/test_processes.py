@@ -214,7 +214,8 @@ begun, gate, loop = Event(), allocate_lock(), gevent.get_hub().loop
 gate.acquire()
 begin, wait_for_handler, open_gate = lambda: loop.run_callback_threadsafe(begun.set), begun.wait, gate.release
 def wait(seconds):
-    gate.acquire(timeout=seconds)
+    if gate.acquire(timeout=seconds):
+        gate.release()
 """
 ON_THE_HUB = """
 import gevent

@@ -21,16 +21,22 @@ from ._errors import (
     ResultTimeout,
     UBatchError,
 )
-from ._request import Request
+from ._instrument import Instrument
+from ._request import Batch, Request
+from ._statistics import Cost, Histogram, Statistics
 
 __all__ = [
     "BadBatchOutput",
     "BadBatchOutputSize",
+    "Batch",
     "BatcherClosed",
+    "Cost",
     "DeadlineExceeded",
     "HandlerAborted",
     "HandlerAlreadySet",
     "HandlerNotSet",
+    "Histogram",
+    "Instrument",
     "NotProcessed",
     "QueueClosed",
     "QueueFull",
@@ -40,6 +46,7 @@ __all__ = [
     "RequestCancelled",
     "ResultLost",
     "ResultTimeout",
+    "Statistics",
     "UBatch",
     "UBatchError",
     "deadline",

@@ -13,24 +13,25 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from inspect import Signature, signature
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, overload
 from weakref import WeakValueDictionary, finalize
 
 from . import _runtime
 from ._collector import NEVER, Collector, Options
 from ._deadline import time_left
 from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed
+from ._instrument import Instrument
 from ._isolation import isolate
 from ._options import count, flag, function, one_of, seconds
 from ._policy import FixedWait
 from ._request import Out, Request, Strategy, handler_name, plainly
 from ._runtime import RUNTIMES, Runtime, choose, current_process
+from ._statistics import Statistics, Tally
 
 if TYPE_CHECKING:
-    from typing_extensions import Never
+    from inspect import Signature
 
 In = TypeVar("In")
 _Out_co = TypeVar("_Out_co", covariant=True)
@@ -66,7 +67,7 @@ class UBatch(Generic[In, Out]):
     `stall_after` is how many seconds a batch may be at the handler before that is logged, once, with the handler's
     stack, and shows in the state. With `isolate_errors` a handler that raises is run again with halves of the batch,
     until the failing items stand alone; it must be safe to run again. `should_isolate(exception)` says for which
-    exceptions.
+    exceptions. `instruments` observe what happens: see `Instrument`.
 
     Raises TypeError or ValueError for an option that cannot be.
 
@@ -90,6 +91,7 @@ class UBatch(Generic[In, Out]):
         stall_after: float | None = None,
         isolate_errors: bool = False,
         should_isolate: Callable[[Exception], bool] | None = None,
+        instruments: Iterable[Instrument] = (),
         runtime: str | Runtime = "auto",
         name: str | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class UBatch(Generic[In, Out]):
             max_queue=NEVER if max_queue is None else count("max_queue", max_queue, least=max_size),
             stall_after=inf if stall_after is None else seconds("stall_after", stall_after),
             strategy=_strategy(isolate_errors, should_isolate),
+            instruments=_instruments(instruments),
         )
         self._deadline = inf if deadline is None else seconds("deadline", deadline)
         self._runtime = runtime if isinstance(runtime, Runtime) else one_of("runtime", runtime, RUNTIMES)
@@ -114,7 +117,7 @@ class UBatch(Generic[In, Out]):
         self._collectors: dict[tuple[int, int], Collector] = {}
 
     @overload
-    def set_handler(self: UBatch[Never, Never], handler: Callable[[list[_A]], Outputs[_B]]) -> UBatch[_A, _B]: ...
+    def set_handler(self: UBatch[NoReturn, NoReturn], handler: Callable[[list[_A]], Outputs[_B]]) -> UBatch[_A, _B]: ...
 
     @overload
     def set_handler(self: _Self, handler: Callable[..., Outputs[Out]]) -> _Self: ...
@@ -130,6 +133,8 @@ class UBatch(Generic[In, Out]):
         if self._handler is not None:
             raise HandlerAlreadySet(f"the handler is {handler_name(self._handler)!r} already: make another UBatch")
         self._handler = function("handler", handler)
+        from inspect import signature  # here, because it takes longer to import than all of this package
+
         with suppress(ValueError):  # many functions made in C tell no signature
             self._signature = signature(handler)
         return self
@@ -201,6 +206,28 @@ class UBatch(Generic[In, Out]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    def statistics(self) -> Statistics:
+        """A snapshot of what this batcher has done in this process, and of its state now.
+
+        >>> batcher = UBatch[int, int](2, 60.0).set_handler(list)
+        >>> _ = batcher.map(range(4))
+        >>> statistics = batcher.statistics()
+        >>> statistics.answered, statistics.batches, statistics.reasons, statistics.sizes.mean
+        (4, 2, {'full': 2}, 2.0)
+        >>> batcher.stop()
+        """
+        collector = self._collectors.get(current_process())
+        idle = {"pending": 0, "in_flight": 0, "stalled": False}
+        return Statistics(
+            name=self.name,
+            runtime="none yet" if collector is None else collector.runtime.name,
+            max_size=self.max_size,
+            timeout=self.timeout,
+            max_in_flight=self._options.max_in_flight,
+            stopped=self._stopped,
+            **({**idle, **Tally(self.max_size).fields()} if collector is None else collector.statistics()),
+        )
 
     @property
     def max_size(self) -> int:
@@ -347,6 +374,14 @@ def _strategy(isolate_errors: bool, should_isolate: Callable[[Exception], bool] 
     if not isolates:
         raise ValueError("should_isolate must come with isolate_errors=True")
     return partial(isolate, should_isolate=function("should_isolate", should_isolate))
+
+
+def _instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
+    found = tuple(instruments)
+    for instrument in found:
+        if not isinstance(instrument, Instrument):
+            raise TypeError(f"instruments must be Instruments; got {instrument!r}")
+    return found
 
 
 def _always(_: Exception) -> bool:

@@ -35,13 +35,16 @@ from ._errors import (
     ResultTimeout,
     UBatchError,
 )
+from ._instrument import Instrument, Observers, debug_log
 from ._policy import Close, FixedWait, Pending
 from ._request import FAILED, IN_FLIGHT, PENDING, Batch, Request, Strategy, handler_name, running_batch
 from ._runtime import Runtime, Waiter, current_process
 from ._runtime._native import allocate_lock
+from ._statistics import Tally
 
 NEVER = maxsize  # more requests than will ever be pending
 NOWHERE = (-1, -1)  # no process
+STALL_TOLD_EVERY = 60.0  # seconds, at most; arbitrary: a handler that is always slow must not fill the log
 WEIGHT = 0.2  # of the latest batch in the average of seconds per request; arbitrary, some ten batches are remembered
 
 
@@ -54,6 +57,7 @@ class Options(NamedTuple):
     max_queue: int
     stall_after: float
     strategy: Strategy
+    instruments: tuple[Instrument, ...]
 
 
 class Collector:
@@ -66,6 +70,7 @@ class Collector:
         self.process = current_process()
         self.forks = self.process[0]  # the part of it that a call compares, because it costs no system call
         self.lock = allocate_lock()
+        self.observers = Observers((*options.instruments, *debug_log()))
         self._options = options
         self._executor = runtime.executor(options.executor, options.max_in_flight, f"ubatch-handler:{name}")
         self._signal = runtime.signal()
@@ -77,6 +82,9 @@ class Collector:
         self._running = False  # there is a collector task
         self._closing = False
         self._drained: list[Waiter] = []
+        self._ended: list[Batch] = []  # to be shown to who observes
+        self._stall_told_at = -inf
+        self._tally = Tally(options.policy.max_size)
         self._seconds_each: float | None = None  # that the handler takes for a request, on average of late
         runtime.on_lost(partial(_lose, ref(self)))
 
@@ -84,8 +92,10 @@ class Collector:
         """Put a request among the pending ones. Raises QueueClosed after `drain`, QueueFull where there are enough."""
         with self.lock:
             if self._closing:
+                self._tally.ends["closed"] += 1
                 raise self.closed_error()
             if self._pending.count >= self._options.max_queue:
+                self._tally.ends["rejected"] += 1
                 raise self._full_error()
             self._pending.add(request)
             start = not self._running
@@ -98,6 +108,8 @@ class Collector:
             self._start()
         elif ring:
             self._signal.set()
+        for observe in self.observers.call_accepted:
+            observe(request)
 
     def withdraw(self, request: Request[Any], error: UBatchError) -> bool:
         """End a request with `error` if no batch has taken it; False if it is too late for that."""
@@ -107,6 +119,7 @@ class Collector:
             if request._state != PENDING:
                 return False
             self._pending.remove(request)
+            self._tally.ends["abandoned"] += 1
             waiters = request.end(FAILED, error)
         self.runtime.wake(waiters)
         return True
@@ -124,6 +137,7 @@ class Collector:
                     f"the deadline passed while the handler {self.name!r} ran: the request may have had its effect"
                     + self._stall_note()
                 )
+                self._tally.ends["expired"] += 1
                 waiters += request.end(FAILED, error)
         self.runtime.wake(waiters)
 
@@ -165,7 +179,8 @@ class Collector:
         self.process = NOWHERE
         self.forks = NOWHERE[0]
         with self.lock:
-            self._running = False  # its greenlet will not say so; a call that comes too late finds nothing to start
+            self._running = False  # its greenlet will not say so
+            self._closing = True  # for a call that found this collector just before
         self._fail_all(f"the thread that collected for the batcher {self.name!r} has ended")
 
     def reopen(self) -> None:
@@ -184,6 +199,17 @@ class Collector:
         with self.lock:
             batches = self._in_flight
             return self._pending.count, sum(len(b.requests) for b in batches), any(b.stalled for b in batches)
+
+    def statistics(self) -> dict[str, Any]:
+        """The fields of a `Statistics` that are known here."""
+        with self.lock:
+            batches = self._in_flight
+            return {
+                "pending": self._pending.count,
+                "in_flight": sum(len(batch.requests) for batch in batches),
+                "stalled": any(batch.stalled for batch in batches),
+                **self._tally.fields(),
+            }
 
     def batches_ahead_of(self, request: Request[Any]) -> list[Batch]:
         """The batches of which at least one must end before `request` can; none where there is a place for it."""
@@ -219,24 +245,14 @@ class Collector:
         with self.lock:
             now = self.clock()
             self._wanted, self._place_wanted = NEVER, False
-            if stalled := [batch for batch in self._in_flight if self._stalls_at(batch) <= now]:
-                return self._begin_stall(stalled, now)
-            ended = self._closing and not self._pending.count
-            if ended and not self._in_flight:
-                return None
-            if ended or len(self._in_flight) >= self._options.max_in_flight:
-                self._place_wanted = True
-                return self._sleep_until(inf)
-            step = self._options.policy.decide(self._pending, now, self._closing)
-            if isinstance(step, Close):
-                return self._close(step, now)
-            self._wanted = step.wanted
-            return self._sleep_until(step.until)
+            return self._show_ended() or self._begin_stall(now) or self._close_or_sleep(now)
 
     def _sleep(self, until: float) -> None:
         self._signal.wait(None if until == inf else max(0.0, until - self.clock()))
 
     def _dispatch(self, batch: Batch) -> None:
+        for observe in self.observers.batch_started:
+            observe(batch)
         try:
             run = batch.run if self._options.stall_after == inf else batch.run_watched
             self._executor.start(run, partial(self._finish, batch))
@@ -251,13 +267,18 @@ class Collector:
         with self.lock:
             if batch in self._in_flight:
                 self._in_flight.remove(batch)
-                self._learn((self.clock() - batch.started_at) / len(batch.requests))
-            waiters = batch.settle()
+                self._learn(batch)
+            waiters, answered, failed = batch.settle()
+            self._tally.ends["answered"] += answered
+            self._tally.ends["raised"] += failed
             ring = self._place_wanted and (self._pending.count > 0 or self._closing)
             if self._place_wanted and not ring:
                 self._wanted = 1  # the collector sleeps on, now for want of requests
             self._place_wanted = False
             waiters += self._drain_ended()
+            if self.observers.batch_ended and self._running:
+                self._ended.append(batch)
+                ring = True
         self.runtime.wake(waiters)
         if ring:
             self._signal.set()
@@ -283,11 +304,19 @@ class Collector:
             waiters = self._fail_pending(QueueClosed(f"{because} before a batch took the request: try again elsewhere"))
             for batch in self._in_flight:
                 batch.error = ResultLost(f"{because} while the handler ran: the request may have had its effect")
-                waiters += batch.settle()
+                settled = batch.settle()
+                waiters += settled.waiters
+                self._tally.ends["closed"] += settled.failed
+                self._tally.ends["answered"] += settled.answered
             self._in_flight.clear()
             waiters += self._drain_ended()
         self.runtime.wake(waiters)
         return failed
+
+    def _show(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            for observe in self.observers.batch_ended:
+                observe(batch)
 
     def _report_stall(self, batches: list[Batch], seconds: float) -> None:
         import logging  # here, because the core has nothing else to log
@@ -301,11 +330,25 @@ class Collector:
 
     # Under the lock.
 
+    def _close_or_sleep(self, now: float) -> Callable[[], object] | None:
+        ended = self._closing and not self._pending.count
+        if ended and not self._in_flight:
+            return None
+        if ended or len(self._in_flight) >= self._options.max_in_flight:
+            self._place_wanted = True
+            return self._sleep_until(inf)
+        step = self._options.policy.decide(self._pending, now, self._closing)
+        if isinstance(step, Close):
+            return self._close(step, now)
+        self._wanted = step.wanted
+        return self._sleep_until(step.until)
+
     def _close(self, step: Close, now: float) -> Callable[[], object]:
         """Make the batch; but first, in a step of its own, let go who would be in it for nothing."""
         if late := [r for r in self._pending.head(step.shape, step.size) if r.deadline_at <= now]:
             return partial(self.runtime.wake, self._end_late(late))
         batch = Batch(self._pending.take(step.shape, step.size), step.reason, now, self._options.strategy)
+        self._tally.batch_closed(step.reason, [request.accepted_at for request in batch.requests], now)
         self._in_flight.append(batch)
         return partial(self._dispatch, batch)
 
@@ -318,17 +361,29 @@ class Collector:
         """When a batch will have run for too long; never a second time."""
         return inf if batch.stalled else batch.started_at + self._options.stall_after
 
-    def _begin_stall(self, batches: list[Batch], now: float) -> Callable[[], object]:
+    def _begin_stall(self, now: float) -> Callable[[], object] | None:
+        batches = [batch for batch in self._in_flight if self._stalls_at(batch) <= now]
         for batch in batches:
             batch.stalled = True
+        if not batches or now - self._stall_told_at < STALL_TOLD_EVERY:
+            return None
+        self._stall_told_at = now
         return partial(self._report_stall, batches, now - batches[0].started_at)
 
     def _stall_note(self) -> str:
         seconds = max((self.clock() - batch.started_at for batch in self._in_flight if batch.stalled), default=0.0)
         return f"; it has not come back for {seconds:.1f} seconds" if seconds else ""
 
-    def _learn(self, seconds_each: float) -> None:
-        known = self._seconds_each
+    def _show_ended(self) -> Callable[[], object] | None:
+        batches, self._ended = self._ended, []
+        return partial(self._show, batches) if batches else None
+
+    def _learn(self, batch: Batch) -> None:
+        """How long the handler took for this batch."""
+        batch.timing.ended_at = now = self.clock()
+        seconds, size = now - batch.started_at, len(batch.requests)
+        self._tally.batch_ended(size, seconds)
+        known, seconds_each = self._seconds_each, seconds / size
         self._seconds_each = seconds_each if known is None else known + WEIGHT * (seconds_each - known)
 
     def _full_error(self) -> QueueFull:
@@ -348,13 +403,16 @@ class Collector:
             + self._stall_note()
         )
         waiters: list[Waiter] = []
+        self._tally.ends["expired"] += len(requests)
         for request in requests:
             self._pending.remove(request)
             waiters += request.end(FAILED, error)
         return waiters
 
     def _fail_pending(self, error: UBatchError) -> list[Waiter]:
-        return [waiter for request in self._pending.take_all() for waiter in request.end(FAILED, error)]
+        requests = self._pending.take_all()
+        self._tally.ends["closed"] += len(requests)
+        return [waiter for request in requests for waiter in request.end(FAILED, error)]
 
     def _left(self) -> int:
         """How many requests have not ended."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import update_wrapper
-from inspect import signature
 from types import MethodType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from weakref import ReferenceType, ref
@@ -165,6 +164,8 @@ class _WeakMethod:
         self._function = function
         self._reference = reference
         self.__name__ = handler_name(function)
+        from inspect import signature
+
         self.__signature__ = signature(MethodType(function, reference()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

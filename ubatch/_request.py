@@ -16,7 +16,7 @@ from functools import partial
 from itertools import repeat
 from math import inf
 from traceback import StackSummary
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ._errors import (
     BadBatchOutput,
@@ -53,6 +53,7 @@ class Request(Generic[Out]):
         "handler",
         "kwargs",
         "shape",
+        "timing",
     )
 
     def __init__(
@@ -72,6 +73,7 @@ class Request(Generic[Out]):
         self.shape = shape
         self.accepted_at = accepted_at
         self.deadline_at = deadline_at
+        self.timing: Timing | None = None
         self._state = PENDING
         self._outcome: Any = None
         self._waiters: tuple[Waiter, ...] = ()
@@ -83,10 +85,7 @@ class Request(Generic[Out]):
         request: it goes on, and may be asked again or cancelled.
         """
         self._await(timeout)
-        if self._state == FAILED:
-            raise for_caller(self._outcome)
-        output: Out = self._outcome
-        return output
+        return self._outcome_for_caller()
 
     def exception(self, timeout: float | None = None) -> Exception | None:
         """Return the exception that `result` would raise, or None; waits as `result` does."""
@@ -104,6 +103,17 @@ class Request(Generic[Out]):
     def cancelled(self) -> bool:
         """Whether `cancel` ended the request."""
         return self._state == FAILED and type(self._outcome) is RequestCancelled
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """Seconds from the call until a batch took it; None where none has."""
+        return None if self.timing is None else self.timing.started_at - self.accepted_at
+
+    @property
+    def handler_seconds(self) -> float | None:
+        """Seconds that the handler took for its batch; None where it has not come back."""
+        timing = self.timing
+        return None if timing is None or timing.ended_at is None else timing.ended_at - timing.started_at
 
     def __repr__(self) -> str:
         state = ("pending", "in flight", "answered", "failed")[self._state]
@@ -124,13 +134,11 @@ class Request(Generic[Out]):
         except BaseException:  # the caller gives up: killed, timed out, interrupted
             self.cancel()
             raise
-        if self._state == FAILED:
-            raise for_caller(self._outcome)
-        output: Out = self._outcome
-        return output
+        return self._outcome_for_caller()
 
-    def begin(self) -> None:
+    def begin(self, timing: Timing) -> None:
         """A batch has taken the request. Under the lock."""
+        self.timing = timing
         self._state = IN_FLIGHT
 
     def end(self, state: int, outcome: Any) -> tuple[Waiter, ...]:
@@ -163,6 +171,26 @@ class Request(Generic[Out]):
         where = "waiting for a batch" if self._state == PENDING else "at the handler"
         raise DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
 
+    def _outcome_for_caller(self) -> Out:
+        for observe in self.collector.observers.call_ended:
+            observe(self)
+        if self._state == FAILED:
+            raise for_caller(self._outcome)
+        output: Out = self._outcome
+        return output
+
+
+class Timing:
+    """When a batch was closed, and when its handler came back. Its requests share it, and not the batch, which would
+    hold them in a circle.
+    """
+
+    __slots__ = ("ended_at", "started_at")
+
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
+        self.ended_at: float | None = None
+
 
 class Batch:
     """Requests of one shape, closed: one call of the handler. Made and settled under the collector's lock.
@@ -170,14 +198,14 @@ class Batch:
     `strategy(call, requests)` makes the call, or several of them: see `plainly`.
     """
 
-    __slots__ = ("_outputs", "_strategy", "_waits_for", "error", "reason", "requests", "stack", "stalled", "started_at")
+    __slots__ = ("_outputs", "_strategy", "_waits_for", "error", "reason", "requests", "stack", "stalled", "timing")
 
     def __init__(self, requests: list[Request[Any]], reason: str, started_at: float, strategy: Strategy) -> None:
+        self.timing = Timing(started_at)
         for request in requests:
-            request.begin()
+            request.begin(self.timing)
         self.requests = requests
         self.reason = reason
-        self.started_at = started_at
         self.stalled = False
         self.stack: Callable[[], StackSummary] | None = None
         self.error: Exception | None = None
@@ -205,14 +233,19 @@ class Batch:
         self.stack = stack_of_caller()
         self.run()
 
-    def settle(self) -> list[Waiter]:
-        """Give each request its outcome, and return whom to wake. Under the lock."""
+    def settle(self) -> Settled:
+        """Give each request its outcome. Under the lock."""
         if self._outputs is None and self.error is None:
             self.error = HandlerAborted(f"the handler {_name(self.handler)} was killed")
         waiters: list[Waiter] = []
+        ended = failed = 0
         for request, output in zip(self.requests, self._outputs or repeat(self.error), strict=False):
-            waiters += request.end(FAILED if isinstance(output, Exception) else ANSWERED, output)
-        return waiters
+            if request._state == IN_FLIGHT:
+                state = FAILED if isinstance(output, Exception) else ANSWERED
+                waiters += request.end(state, output)
+                ended += 1
+                failed += state == FAILED
+        return Settled(waiters, ended - failed, failed)
 
     def wait_for(self, request: Request[Any], waiter: Waiter) -> None:
         """Wait, inside the handler, for a request of this or of another batcher; refuse where that can never end."""
@@ -229,6 +262,16 @@ class Batch:
             self._waits_for = None
 
     @property
+    def name(self) -> str:
+        """The batcher's name."""
+        return self.requests[0].collector.name
+
+    @property
+    def started_at(self) -> float:
+        """When it was closed, in the runtime's monotonic seconds."""
+        return self.timing.started_at
+
+    @property
     def handler(self) -> Callable[..., Any]:
         """The handler of all of these requests."""
         return self.requests[0].handler
@@ -241,6 +284,14 @@ class Batch:
 def plainly(call: Callable[[list[Request[Any]]], list[Any]], requests: list[Request[Any]]) -> list[Any]:
     """The strategy of calling the handler once."""
     return call(requests)
+
+
+class Settled(NamedTuple):
+    """What came of a batch: whom to wake, and how many of its requests ended just now, and how."""
+
+    waiters: list[Waiter]
+    answered: int
+    failed: int
 
 
 Strategy = Callable[[Callable[[list[Request[Any]]], list[Any]], list[Request[Any]]], list[Any]]

@@ -1,0 +1,107 @@
+"""The seam for observers: metrics, traces, logs.
+
+An instrument's methods run in the caller, or in the collector's own greenlet or thread: never on the hub itself, never
+under a lock, and never where they could delay a handler. They may block for a moment, and whatever they raise is logged
+once per instrument and method, and harms nothing. A batcher without instruments pays nothing for this.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._request import Batch, Request
+
+METHODS = ("call_accepted", "call_ended", "batch_started", "batch_ended")
+
+
+class Instrument:
+    """Derive from it and override what you want to see; nothing else is called.
+
+    >>> from ubatch import UBatch
+    >>> seen = []
+    >>> class Recorder(Instrument):
+    ...     def batch_ended(self, batch):
+    ...         seen.append((batch.name, len(batch.requests), batch.reason))
+    >>> batcher = UBatch[int, int](2, 60.0, instruments=[Recorder()]).set_handler(sorted)
+    >>> batcher.map([1, 2])
+    [1, 2]
+    >>> batcher.stop()
+    >>> seen
+    [('sorted', 2, 'full')]
+    """
+
+    def call_accepted(self, request: Request[Any]) -> None:
+        """A call was accepted. In its caller."""
+
+    def call_ended(self, request: Request[Any]) -> None:
+        """A caller has the end of its call in hand, and is about to return or raise. In that caller.
+
+        `request.queue_seconds` and `request.handler_seconds` say how long it took (None for what never began); not
+        called for a request of `submit` that nobody asks for its result.
+        """
+
+    def batch_started(self, batch: Batch) -> None:
+        """A batch was closed and goes to the handler now. In the collector."""
+
+    def batch_ended(self, batch: Batch) -> None:
+        """The handler came back; `batch.error` is what failed all of it, or None. In the collector, shortly after."""
+
+
+class Observers:
+    """The instruments of one batcher, by method. False where no instrument overrides any."""
+
+    __slots__ = METHODS
+
+    def __init__(self, instruments: Sequence[Instrument]) -> None:
+        for method in METHODS:
+            overriding = [i for i in instruments if getattr(type(i), method) is not getattr(Instrument, method)]
+            setattr(self, method, [_guarded(getattr(instrument, method)) for instrument in overriding])
+
+    if TYPE_CHECKING:
+        call_accepted: list[Callable[[Any], None]]
+        call_ended: list[Callable[[Any], None]]
+        batch_started: list[Callable[[Any], None]]
+        batch_ended: list[Callable[[Any], None]]
+
+
+def debug_log() -> tuple[Instrument, ...]:
+    """What writes one line per batch, where the logger "ubatch" wants DEBUG when a batcher starts in a process."""
+    logging = sys.modules.get("logging")  # not imported by anyone: then nobody has asked for a log
+    if logging is None or not logging.getLogger("ubatch").isEnabledFor(logging.DEBUG):
+        return ()
+    return (_DebugLog(logging.getLogger("ubatch").debug),)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _DebugLog(Instrument):
+    def __init__(self, debug: Callable[..., None]) -> None:
+        self._debug = debug
+
+    def batch_ended(self, batch: Batch) -> None:
+        first, size = batch.requests[0], len(batch.requests)
+        waited, handled = first.queue_seconds or 0.0, first.handler_seconds or 0.0
+        outcome = "answered" if batch.error is None else f"failed with {batch.error!r}"
+        line = "%s: a batch of %d (%s) waited %.1f ms, was handled in %.1f ms, %s"
+        self._debug(line, batch.name, size, batch.reason, waited * 1e3, handled * 1e3, outcome)
+
+
+def _guarded(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    told = False
+
+    def call(subject: Any) -> None:
+        nonlocal told
+        try:
+            method(subject)
+        except Exception:
+            if not told:
+                told = True
+                import logging  # here, because it is seldom needed
+
+                logging.getLogger("ubatch").exception("an instrument must not raise: %r did, told once", method)
+
+    return call
