@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import pickle
 from typing import Any
 
@@ -164,6 +165,68 @@ def test_a_copy_of_the_librarys_own_error_has_the_cause_of_the_original() -> Non
     assert for_caller(error).__cause__ is None
     error.__cause__ = cause
     assert for_caller(error).__cause__ is cause
+
+
+# Exception groups, from Python 3.11 on.
+
+Group: Any = getattr(builtins, "ExceptionGroup", None)
+groups = pytest.mark.skipif(Group is None, reason="exception groups came with Python 3.11")
+
+
+def exit_errors(errors: list[Exception], exit_code: int) -> Exception:
+    """Of a class made as Python's documentation shows: called with other arguments than a group's."""
+
+    class Errors(Group):  # type: ignore[misc]
+        def __new__(cls, errors: list[Exception], exit_code: int) -> Any:
+            self = super().__new__(cls, f"exit code: {exit_code}", errors)
+            self.exit_code = exit_code
+            return self
+
+        def derive(self, errors: list[Exception]) -> Any:
+            return Errors(errors, self.exit_code)
+
+    error: Exception = Errors(errors, exit_code)
+    return error
+
+
+@groups
+def test_a_callers_copy_of_an_exception_group_holds_the_same_exceptions() -> None:
+    inner = Group("inner", [KeyError("k")])
+    error = Group("outer", [ValueError("x"), inner])
+    error.code = 7
+    copy: Any = for_caller(error)
+    assert type(copy) is Group
+    assert copy is not error
+    assert (copy.message, copy.exceptions, copy.code) == ("outer", error.exceptions, 7)
+    assert copy.exceptions[1] is inner
+    assert copy.__cause__ is error
+    assert copy.__traceback__ is None
+
+
+@groups
+def test_a_callers_copy_of_a_group_class_of_the_users_is_whole() -> None:
+    error: Any = exit_errors([ValueError("x"), KeyError("k")], 3)
+    copy: Any = for_caller(error)
+    assert type(copy) is type(error)
+    assert (str(copy), copy.exceptions, copy.exit_code) == (str(error), error.exceptions, 3)
+    assert copy.args == error.args
+    matching, rest = copy.split(KeyError)
+    assert ([type(e) for e in matching.exceptions], [type(e) for e in rest.exceptions]) == ([KeyError], [ValueError])
+    assert matching.exit_code == 3
+
+
+@groups
+def test_each_caller_raises_a_group_of_its_own() -> None:
+    error = Group("g", [ValueError("x")])
+    lengths = []
+    for _ in range(3):
+        copy = for_caller(error)
+        with pytest.raises(Group) as caught:
+            raise copy
+        lengths.append(len(caught.traceback))
+    assert lengths == [1, 1, 1]
+    assert error.__traceback__ is None
+    assert error.exceptions[0].__traceback__ is None
 
 
 class Uncopiable(Exception):

@@ -311,6 +311,28 @@ def test_the_child_does_not_wait_for_what_the_fork_left_behind(world: str) -> No
     ]
 
 
+@pytest.mark.parametrize("world", ["gevent", "gevent, unpatched"])
+def test_a_child_that_uses_its_hub_takes_no_wake_up_of_the_parent(world: str) -> None:
+    printed = run_forked(
+        world,
+        """
+        import signal
+        from ubatch._runtime._native import start_thread
+        child = os.fork()
+        if child == 0:
+            gate.acquire(timeout=0.5)  # so that it is the last to poll, which is the first to be woken
+            gevent.sleep(20)
+            os._exit(0)
+        start_thread(lambda: (gate.acquire(timeout=1.5), open_gate()), "opener")
+        try:
+            print([request.result(10) for request in requests])
+        finally:
+            os.kill(child, signal.SIGKILL)
+        """,
+    )
+    assert printed == "[0, 1, 4, 9, 16]\n"
+
+
 @pytest.mark.parametrize("world", [world for world in WORLDS if world != "threads"])
 def test_callers_that_a_fork_copied_can_be_killed_in_the_child(world: str) -> None:
     printed = run_forked(

@@ -251,8 +251,13 @@ class Collector:
         self._signal.wait(None if until == inf else max(0.0, until - self.clock()))
 
     def _dispatch(self, batch: Batch) -> None:
-        for observe in self.observers.batch_started:
-            observe(batch)
+        try:
+            for observe in self.observers.batch_started:
+                observe(batch)
+        except BaseException:  # killed in an instrument that waits
+            batch.error = self._killed_error()
+            self._finish(batch)
+            raise
         try:
             run = batch.run if self._options.stall_after == inf else batch.run_watched
             self._executor.start(run, partial(self._finish, batch))
@@ -290,7 +295,7 @@ class Collector:
         with self.lock:
             self._running = False
             self._wanted, self._place_wanted = NEVER, False
-            waiters = self._fail_pending(NotProcessed(f"the collector of {self.name!r} was killed: try again"))
+            waiters = self._fail_pending(self._killed_error())
             waiters += self._drain_ended()
             closing = self._closing
         self.runtime.wake(waiters)
@@ -385,6 +390,9 @@ class Collector:
         self._tally.batch_ended(size, seconds)
         known, seconds_each = self._seconds_each, seconds / size
         self._seconds_each = seconds_each if known is None else known + WEIGHT * (seconds_each - known)
+
+    def _killed_error(self) -> NotProcessed:
+        return NotProcessed(f"the collector of {self.name!r} was killed: try again")
 
     def _full_error(self) -> QueueFull:
         """Before any batch has ended there is no rate to tell from; then it says a second."""

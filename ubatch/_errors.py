@@ -152,6 +152,8 @@ def _copy(error: Exception) -> Exception:
     cls = type(error)
     builtin: Any = next(c for c in cls.__mro__ if not c.__flags__ & _HEAP_TYPE)
     args = builtin.__reduce__(error)[1]  # an OSError's file names are in no `args`
+    if hasattr(builtin, "derive"):  # an exception group, whose `args` are what its class was called with
+        args = (error.message, error.exceptions)  # type: ignore[attr-defined]
     copy: Exception = builtin.__new__(cls, *args)
     builtin.__init__(copy, *args)
     object.__setattr__(copy, "args", error.args)  # past a `__setattr__` of the user's

@@ -252,7 +252,6 @@ class Batch:
         self._waits_for = request
         try:
             if _never_ends(request, {self}):
-                request.cancel()
                 raise ReentrantCall(
                     f"the handler {_name(self.handler)} waits for its own batcher, which has no place left to answer: "
                     "call the function directly, or give the batcher a higher max_in_flight"

@@ -12,6 +12,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -118,7 +119,7 @@ class HubWaiter:
 def _spawn(target: Callable[[], None], name: str) -> None:
     greenlet = Greenlet(target)
     greenlet.name = name
-    greenlet.start()
+    greenlet.switch()  # not `start`: killed before it runs, it would not so much as say that it has ended
 
 
 def _set_all(waiters: Iterable[Waiter]) -> None:
@@ -189,12 +190,14 @@ class _NativeExecutor:
 
 
 def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any) -> None:
-    with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself only ever reaches the main thread
-        job()
     try:
-        watcher.send()
-    except ValueError:  # "operation on destroyed loop": nobody at home is left, but callers in other threads may be
-        done()
+        with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself only ever reaches the main thread
+            job()
+    finally:
+        try:
+            watcher.send()
+        except ValueError:  # "operation on destroyed loop": nobody at home is left, but callers in other threads may be
+            done()
 
 
 class _ThreadExit:
@@ -220,3 +223,21 @@ class _Held:
 
 
 _at_thread_exit = _ThreadExit()
+
+
+def _after_fork() -> None:
+    """In a child, keep the copy of the hub's loop from taking the parent's wake-ups.
+
+    gevent does this where it knows of the fork, that is where `os` is patched. Elsewhere:
+
+    1. A greenlet forks. In the child the copy of the loop goes on in the middle of a round, in which it has already
+       looked for a fork.
+    2. It polls, for this once, what the parent polls: the same kernel object.
+    3. In the parent a handler ends, and the child gets the wake-up. The parent's callers wait for ever.
+    """
+    hub = get_hub_if_exists()
+    if hub is not None and hub.loop is not None:
+        hub.loop.reinit()
+
+
+os.register_at_fork(after_in_child=_after_fork)

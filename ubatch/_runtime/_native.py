@@ -15,9 +15,16 @@ from importlib import import_module
 from typing import Any
 
 
+def _monkey(name: str) -> Any:
+    """A function of `gevent.monkey`; None where that is not imported. Nor where another thread is importing it right
+    now: then it has patched nothing yet.
+    """
+    return getattr(sys.modules.get("gevent.monkey"), name, None)
+
+
 def _original(module: str, name: str) -> Any:
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey.get_original(module, name) if monkey else getattr(import_module(module), name)
+    get_original = _monkey("get_original")
+    return getattr(import_module(module), name) if get_original is None else get_original(module, name)
 
 
 allocate_lock = _original("_thread", "allocate_lock")
@@ -27,8 +34,8 @@ _start_new_thread = _original("_thread", "start_new_thread")
 
 def threading_is_patched() -> bool:
     """Whether `threading.Thread` makes greenlets in this process."""
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("threading"))
+    is_module_patched = _monkey("is_module_patched")
+    return is_module_patched is not None and bool(is_module_patched("threading"))
 
 
 def start_thread(target: Callable[[], None], name: str) -> None:
@@ -60,13 +67,18 @@ class LockWaiter:
 
 
 class NativePool:
-    """Up to `size` native threads, started one by one as jobs find none idle; they end at `close`."""
+    """Up to `size` native threads, started one by one as jobs find none idle; they end at `close`.
+
+    An exception that is set on one of them from outside (`PyThreadState_SetAsyncExc`) ends neither the thread nor a job
+    that it had taken and not begun.
+    """
 
     def __init__(self, size: int, name: str) -> None:
         self._size = size
         self._name = name
         self._lock = allocate_lock()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._waiting: dict[Callable[[], None], bool] = {}  # submitted and not begun
         self._threads = 0
         self._idle = 0
 
@@ -77,6 +89,7 @@ class NativePool:
         """
         with self._lock:
             jobs = self._jobs
+            self._waiting[job] = True
             grow = self._idle == 0 and self._threads < self._size
             if grow:
                 self._threads += 1
@@ -84,7 +97,7 @@ class NativePool:
             else:
                 self._idle -= 1
         if grow:
-            self._grow(jobs, number)
+            self._grow(jobs, number, job)
         jobs.put(job)
 
     def close(self) -> None:
@@ -95,7 +108,7 @@ class NativePool:
         for _ in range(threads):
             jobs.put(None)
 
-    def _grow(self, jobs: SimpleQueue[Callable[[], None] | None], number: int) -> None:
+    def _grow(self, jobs: SimpleQueue[Callable[[], None] | None], number: int, job: Callable[[], None]) -> None:
         try:
             start_thread(lambda: self._serve(jobs), f"{self._name}-{number}")
         except RuntimeError:
@@ -104,12 +117,29 @@ class NativePool:
                 if self._threads > 0:  # the job waits for one of these
                     self._idle -= 1
                     return
+                del self._waiting[job]
             raise
 
     def _serve(self, jobs: SimpleQueue[Callable[[], None] | None]) -> None:
-        while (job := jobs.get()) is not None:
+        while True:
+            try:
+                while (job := jobs.get()) is not None:
+                    self._run(job, jobs)
+                    del job  # it holds a batch, with its callers' arguments
+                return
+            except BaseException:  # set from outside; the queue may have given a job that never arrived here
+                for job in list(self._waiting):
+                    self._run(job, jobs)
+                job = None
+                if jobs is not self._jobs:
+                    return
+
+    def _run(self, job: Callable[[], None], jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+        if not self._waiting.pop(job, False):  # another thread has begun it
+            return
+        try:
             job()
-            del job  # it holds a batch, with its callers' arguments
+        finally:
             with self._lock:
                 if jobs is self._jobs:
                     self._idle += 1

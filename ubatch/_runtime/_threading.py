@@ -59,9 +59,11 @@ class _ThreadExecutor:
 
     def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
         def run() -> None:
-            with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself only ever reaches the main thread
-                job()
-            done()
+            try:
+                with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself reaches the main thread alone
+                    job()
+            finally:
+                done()
 
         self._pool.submit(run)
 
