@@ -43,7 +43,7 @@ as_in_1x: UBatch[npt.NDArray[np.float64], float] = UBatch(max_size=50, timeout=0
 as_in_1x.set_handler(handler=Model().batch_predict)
 chained: UBatch[int, str] = UBatch(max_size=8, timeout=0.01).set_handler(words)
 
-two_columns = UBatch[int, int](8, 0.01).set_handler(lambda a, mode: [x for x in a])
+two_columns = UBatch[int, int](8, 0.01).set_handler(lambda a, mode: list(a))
 assert_type(two_columns.ubatch(1, "square"), int)
 assert_type(two_columns.ubatch(a=1, mode="square"), int)
 
