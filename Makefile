@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 PYTEST ?= -q
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-core test-example test-servers check lint bench clean
+.PHONY: help install demo serve test test-core test-example test-servers check lint soak bench clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
 	@echo 'make check  lint, format and types, then all tests'
 	@echo 'make serve  leave the example app running, and print a curl line to try'
+	@echo 'make soak   a million calls with faults at random'
 	@echo 'make bench  all benchmarks'
 
 install: $(VENV)/installed
@@ -54,6 +55,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd examples/flask_app && $(abspath $(BIN))/mypy digits_app tests gunicorn.conf.py
+
+soak: install
+	$(BIN)/python -m benchmarks.soak
 
 bench: install
 	$(BIN)/python -m benchmarks

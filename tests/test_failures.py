@@ -316,7 +316,8 @@ def test_a_caller_that_is_killed_while_its_batch_runs_harms_nobody(
 
 
 def greenlets_named(start: str) -> list[gevent.Greenlet]:
-    return [g for g in gc.get_objects() if isinstance(g, gevent.Greenlet) and not g.dead and g.name.startswith(start)]
+    everything = gc.get_objects()  # asked for their type: `isinstance` would follow a proxy whose object is gone
+    return [g for g in everything if issubclass(type(g), gevent.Greenlet) and not g.dead and g.name.startswith(start)]
 
 
 @gevent_only

@@ -196,7 +196,7 @@ def test_a_handlers_own_exception_is_the_applications_to_handle() -> None:
     app.register_error_handler(LookupError, lambda error: (f"no {error.args[0]}", 404))
     batcher: UBatch[str, Any] = UBatch(1, 0.0, runtime="threading")
     with batcher.set_handler(lambda names: [LookupError(name) for name in names]):
-        app.get("/<item>")(batcher.ubatch)
+        app.get("/<names>")(batcher.ubatch)
         answer = app.test_client().get("/row")
     assert (answer.status_code, answer.text) == (404, "no row")
 
@@ -221,6 +221,7 @@ def test_by_default_there_is_no_deadline_no_header_and_no_readiness() -> None:
         "UBATCH_DEADLINE_HEADER": None,
         "UBATCH_MAX_DEADLINE": 60.0,
         "UBATCH_READINESS": None,
+        "UBATCH_PAGE": None,
     }
 
 

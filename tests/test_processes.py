@@ -76,7 +76,9 @@ def test_at_exit_the_answers_are_still_to_be_had(patched: bool, executor: str, r
         f"""
         import atexit
         from ubatch import UBatch
-        batcher = UBatch(2, 0.001, executor={executor!r}, runtime={runtime!r}).set_handler(lambda xs: [x * x for x in xs])
+        def squares(xs):
+            return [x * x for x in xs]
+        batcher = UBatch(2, 0.001, executor={executor!r}, runtime={runtime!r}).set_handler(squares)
         batcher.ubatch(0)
         atexit.register(lambda: print([request.result() for request in requests]))
         atexit.register(batcher.stop)

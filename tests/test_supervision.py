@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -15,7 +15,9 @@ import gevent
 import pytest
 
 from ubatch import HandlerAborted, Instrument, NotProcessed, UBatch
+from ubatch._runtime import Executor
 from ubatch._runtime._native import LockWaiter, NativePool, get_ident
+from ubatch._runtime._threading import ThreadingRuntime
 from ubatch.testing import Gate, VirtualRuntime
 
 from .conftest import Harness
@@ -127,7 +129,8 @@ def collector_of(batcher: UBatch[Any, Any]) -> gevent.Greenlet:
     (greenlet,) = [
         greenlet
         for greenlet in gc.get_objects()
-        if isinstance(greenlet, gevent.Greenlet) and greenlet.name == f"ubatch-collector:{batcher.name}"
+        if issubclass(type(greenlet), gevent.Greenlet)  # `isinstance` would follow a proxy whose object is gone
+        and greenlet.name == f"ubatch-collector:{batcher.name}"
     ]
     return greenlet
 
@@ -170,4 +173,41 @@ def test_a_collector_greenlet_that_is_killed_at_once_is_replaced() -> None:
         request = batcher.submit(1)
         gevent.get_hub().loop.run_callback_threadsafe(lambda: collector_of(batcher).kill(block=False))
         assert isinstance(request.exception(LIMIT), NotProcessed | None)
+        assert ask(batcher, 2) == 2
+
+
+class Poor(ThreadingRuntime):
+    """A system that gives no thread for the first time that one is wanted: for the collector, or for the handler."""
+
+    def __init__(self, collector: bool) -> None:
+        self._wanting = [self, None] if collector else [None, self]
+
+    def spawn(self, target: Callable[[], None], name: str) -> None:
+        self._refuse(0)
+        super().spawn(target, name)
+
+    def executor(self, kind: str, places: int, name: str) -> Executor:
+        executor, refuse = super().executor(kind, places, name), self._refuse
+
+        class PoorExecutor:
+            def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+                refuse(1)
+                executor.start(job, done)
+
+            def close(self) -> None:
+                executor.close()
+
+        return PoorExecutor()
+
+    def _refuse(self, which: int) -> None:
+        wanting, self._wanting[which] = self._wanting[which], None
+        if wanting is not None:
+            raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("collector", [True, False], ids=["collector", "handler"])
+def test_where_the_system_gives_no_thread_the_call_is_told_and_the_next_is_answered(collector: bool) -> None:
+    with UBatch[int, int](1, 0.0, runtime=Poor(collector)).set_handler(list) as batcher:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            ask(batcher)
         assert ask(batcher, 2) == 2

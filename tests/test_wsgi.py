@@ -49,7 +49,7 @@ def ask(application: Any, path: str = "/", method: str = "GET", **environ: str) 
         answers[:] = [status, dict(headers)]
         return written.append
 
-    body = validator(application)(environ, start_response)
+    body: Any = validator(application)(environ, start_response)
     try:
         written += list(body)
     finally:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -81,14 +82,13 @@ def uwsgi() -> str | None:
 
 
 def uwsgi_server(*options: str, green: bool = False) -> Setup:
-    environment = ("--virtualenv", sys.prefix) if sys.prefix != sys.base_prefix else ()
+    command = [uwsgi() or "uwsgi", *options, "--module", "application:app", "--http-socket", "127.0.0.1:0", "--master"]
+    command += ["--hook-master-start", "unix_signal:15 gracefully_kill_them_all", "--need-app", "--disable-logging"]
+    if sys.prefix != sys.base_prefix:
+        command += ["--virtualenv", sys.prefix]
     return Setup(
         " ".join(["uwsgi", *options]),
-        (
-            *(uwsgi() or "uwsgi", *options, *environment, "--http-socket", "127.0.0.1:0", "--module", "application:app"),
-            *("--master", "--hook-master-start", "unix_signal:15 gracefully_kill_them_all"),
-            *("--need-app", "--disable-logging"),
-        ),
+        tuple(command),
         port=r"bound to TCP address 127\.0\.0\.1:(\d+)",
         needs="uwsgi",
         green=green,
@@ -229,10 +229,8 @@ class Server:
     def kill(self) -> None:
         """Leave nothing behind, whatever the test did."""
         alive.remove(self)
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait(LIMIT)
         self._reader.join(LIMIT)
         assert self.process.stdout is not None

@@ -1,4 +1,4 @@
-"""The matrix: every server, every way to make a batcher, every kind of caller. Every answer is right, and comes once."""
+"""The matrix: every server, every way to make a batcher, every kind of caller. Each answer is right, and comes once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flask, with or without flask-restx: batching errors as JSON, a deadline per request, and readiness.
+"""Flask, with or without flask-restx: batching errors as JSON, a deadline per request, readiness, and a page.
 
     ubatch = UBatchExtension()
 
@@ -33,7 +33,8 @@ except ImportError as error:
     raise ImportError("ubatch.integrations.flask needs Flask: pip install 'ubatch[flask]'") from error
 
 from .._errors import UBatchError
-from .wsgi import MAX_DEADLINE, UBatchMiddleware, answer_to
+from ._page import Page
+from .wsgi import MAX_DEADLINE, UBatchMiddleware, answer_to, checked_path
 
 if TYPE_CHECKING:
     from .._batcher import UBatch
@@ -50,8 +51,11 @@ class UBatchExtension:
     | `UBATCH_DEADLINE_HEADER` | None | the header by which a client may ask for its own; None: no header |
     | `UBATCH_MAX_DEADLINE` | 60.0 | the most seconds that a client gets by that header |
     | `UBATCH_READINESS` | None | a path, where GET tells whether this process is ready; None: no path |
+    | `UBATCH_PAGE` | None | a path, such as "/ubatch", of a page that shows what batchers do; None: no page |
 
-    `batchers` are those that readiness asks; without them, all that have been called in the process.
+    `batchers` are those that readiness asks and the page shows; without them, all that have been called in the process.
+    The page is a view of the application, named "ubatch", so what guards the other views guards it too; it shows no
+    more than figures and the batchers' names.
 
     Raises TypeError or ValueError in `init_app` for a setting that cannot be.
 
@@ -77,6 +81,7 @@ class UBatchExtension:
         app.config.setdefault("UBATCH_DEADLINE_HEADER", None)
         app.config.setdefault("UBATCH_MAX_DEADLINE", MAX_DEADLINE)
         app.config.setdefault("UBATCH_READINESS", None)
+        app.config.setdefault("UBATCH_PAGE", None)
         app.wsgi_app = UBatchMiddleware(  # type: ignore[method-assign]
             app.wsgi_app,
             deadline=app.config["UBATCH_DEADLINE"],
@@ -88,10 +93,23 @@ class UBatchExtension:
         app.register_error_handler(UBatchError, _answer)
         app.preprocess_request = _answering(app, app.preprocess_request)  # type: ignore[method-assign]
         app.dispatch_request = _answering(app, app.dispatch_request)  # type: ignore[method-assign]
+        if app.config["UBATCH_PAGE"] is not None:
+            app.add_url_rule(checked_path("UBATCH_PAGE", app.config["UBATCH_PAGE"]), "ubatch", _view(self._batchers))
         app.extensions["ubatch"] = self
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _view(batchers: Iterable[UBatch[Any, Any]] | None) -> Callable[[], Response]:
+    """The page, and with `?format=json` what it shows."""
+    page = Page(batchers)
+
+    def view() -> Response:
+        answer = page.json() if request.args.get("format") == "json" else page.html()
+        return Response(answer.body, headers=answer.headers)
+
+    return view
 
 
 def _answer(error: UBatchError) -> Response:

@@ -23,7 +23,7 @@ import os
 from time import monotonic
 from typing import Any
 
-from .._batcher import called_here
+from .._batcher import UBatch, called_here
 
 __all__ = ["worker_exit"]
 
@@ -32,22 +32,29 @@ def worker_exit(server: Any, worker: Any) -> None:
     """Drain every batcher of the worker, in bounded time, and log what was drained and what failed."""
     if worker.pid != os.getpid():
         return
-    batchers = called_here()
     end = monotonic() + _limit(worker.cfg)
+    drained: dict[int, UBatch[Any, Any]] = {}
     idle = 0
-    for batcher in batchers:
-        left, failed = batcher._drain(max(0.0, end - monotonic()))
-        if failed:
-            answered = left - failed
-            worker.log.warning("ubatch: %r: %d answered, %d failed for want of time", batcher.name, answered, failed)
-        elif left:
-            worker.log.info("ubatch: %r: %d answered", batcher.name, left)
-        else:
-            idle += 1
-    worker.log.info("ubatch: drained, %d of %d batchers had nothing left", idle, len(batchers))
+    while batchers := [batcher for batcher in called_here() if id(batcher) not in drained]:
+        for batcher in batchers:
+            idle += _drain(batcher, end, worker.log)
+            drained[id(batcher)] = batcher
+        if monotonic() >= end:  # else look again: a handler may have called another batcher for the first time
+            break
+    worker.log.info("ubatch: drained, %d of %d batchers had nothing left", idle, len(drained))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _drain(batcher: UBatch[Any, Any], end: float, log: Any) -> bool:
+    """Drain one batcher, log what came of it, and return whether it had nothing left."""
+    left, failed = batcher._drain(max(0.0, end - monotonic()))
+    if failed:
+        log.warning("ubatch: %r: %d answered, %d failed for want of time", batcher.name, left - failed, failed)
+    elif left:
+        log.info("ubatch: %r: %d answered", batcher.name, left)
+    return left == 0
 
 
 def _limit(cfg: Any) -> float:

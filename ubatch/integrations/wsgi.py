@@ -79,7 +79,7 @@ class UBatchMiddleware:
         self._header = deadline_header
         self._header_key = None if deadline_header is None else _environ_key(deadline_header)
         self._max_deadline = seconds("max_deadline", max_deadline)
-        self._readiness = None if readiness is None else _path("readiness", readiness)
+        self._readiness = None if readiness is None else checked_path("readiness", readiness)
         self._batchers = None if batchers is None else tuple(batchers)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -152,6 +152,16 @@ def answer_to(error: UBatchError) -> Answer:
         whole_seconds = max(1, ceil(getattr(error, "retry_after", 1.0)))
         answer.headers.append(("Retry-After", str(whole_seconds)))
     return answer
+
+
+def checked_path(name: str, path: str) -> str:
+    """A path of this server. Raises TypeError or ValueError where it is none."""
+    message = f"{name} must be a path, such as '/ready'; got {path!r}"
+    if not isinstance(path, str):
+        raise TypeError(message)
+    if not path.startswith("/"):
+        raise ValueError(message)
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,12 +259,3 @@ def _environ_key(header: str) -> str:
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", header) is None:
         raise ValueError(message)
     return "HTTP_" + header.upper().replace("-", "_")
-
-
-def _path(name: str, path: str) -> str:
-    message = f"{name} must be a path, such as '/ready'; got {path!r}"
-    if not isinstance(path, str):
-        raise TypeError(message)
-    if not path.startswith("/"):
-        raise ValueError(message)
-    return path

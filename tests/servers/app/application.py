@@ -16,7 +16,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from flask import Flask, jsonify, request
+from flask import Flask, jsonify
 
 from ubatch import UBatch, ubatch_decorator
 from ubatch._runtime._native import _original, allocate_lock

@@ -1,0 +1,331 @@
+"""A page that shows what batchers do: the figures of one process, and in plain words what limits it now.
+
+Guarantees:
+
+* Nothing is measured for it. It reads `UBatch.statistics` when a browser asks, and costs nothing while none does.
+* "Recent" is the difference to a snapshot that an earlier look has left behind, at most `WINDOW` seconds ago; without
+  one there is no such thing, and the page shows everything since the first call.
+* The page is one file and asks for nothing outside of it, which its Content-Security-Policy enforces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from time import monotonic, time
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from .._batcher import UBatch, called_here
+from .._runtime._native import allocate_lock
+from .._statistics import ENDS, Cost, Histogram, Statistics
+
+WINDOW = 30.0  # seconds; arbitrary: long enough for some batches, short enough to be "now"
+KEPT_EVERY = 1.0  # seconds between the snapshots that are kept
+MOST_SHOWN = 50  # batchers; arbitrary: a decorated method has one per instance
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'unsafe-inline'",
+        "style-src 'unsafe-inline'",
+        "img-src data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+
+class Answer(NamedTuple):
+    """A body with its headers."""
+
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class Page:
+    """The page of some batchers, or, without them, of all that have been called in the process that answers."""
+
+    def __init__(
+        self, batchers: Iterable[UBatch[Any, Any]] | None = None, *, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._batchers = None if batchers is None else tuple(batchers)
+        self._clock = clock
+        self._lock = allocate_lock()
+        self._kept: WeakKeyDictionary[UBatch[Any, Any], deque[_Look]] = WeakKeyDictionary()
+
+    def html(self) -> Answer:
+        """The page itself."""
+        body = Path(__file__).with_name("_page.html").read_bytes()
+        headers = [
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+            ("Cache-Control", "no-store"),
+        ]
+        return Answer(headers, body)
+
+    def json(self) -> Answer:
+        """What it shows."""
+        body = json.dumps(self.snapshot(), allow_nan=False).encode()
+        return Answer([("Content-Type", "application/json"), ("Cache-Control", "no-store")], body)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The same, as a dict."""
+        batchers = called_here() if self._batchers is None else self._batchers
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "at": time(),
+            "more": max(0, len(batchers) - MOST_SHOWN),
+            "batchers": [self._of(batcher) for batcher in batchers[:MOST_SHOWN]],
+        }
+
+    def _of(self, batcher: UBatch[Any, Any]) -> dict[str, Any]:
+        now, statistics = self._clock(), batcher.statistics()
+        with self._lock:
+            kept = self._kept.setdefault(batcher, deque())
+            earlier = _earlier(kept, now)
+            if not kept or now - kept[-1].at >= KEPT_EVERY:
+                kept.append(_Look(now, os.getpid(), statistics))
+        recent = None if earlier is None else since(earlier.statistics, statistics)
+        return {
+            "id": f"{id(batcher):x}",
+            "name": statistics.name,
+            "runtime": statistics.runtime,
+            "max_size": statistics.max_size,
+            "timeout": statistics.timeout,
+            "max_in_flight": statistics.max_in_flight,
+            "pending": statistics.pending,
+            "in_flight": statistics.in_flight,
+            "stalled": statistics.stalled,
+            "stopped": statistics.stopped,
+            "total": _told(statistics, None),
+            "recent": None if recent is None or earlier is None else _told(recent, now - earlier.at),
+        }
+
+
+def since(before: Statistics, now: Statistics) -> Statistics | None:
+    """What was counted between two snapshots; None where the second does not go on where the first ended."""
+    ends: dict[str, Any] = {end: getattr(now, end) - getattr(before, end) for end in ENDS}
+    reasons = {reason: count - before.reasons.get(reason, 0) for reason, count in now.reasons.items()}
+    if now.batches < before.batches or min(*ends.values(), *reasons.values(), 0) < 0:
+        return None
+    by_size = zip(now.handler_seconds_by_size, before.handler_seconds_by_size, strict=True)
+    return replace(
+        now,
+        **ends,
+        batches=now.batches - before.batches,
+        items=now.items - before.items,
+        reasons={reason: count for reason, count in reasons.items() if count},
+        sizes=_difference(before.sizes, now.sizes),
+        fills=_difference(before.fills, now.fills),
+        queue_seconds=_difference(before.queue_seconds, now.queue_seconds),
+        handler_seconds=_difference(before.handler_seconds, now.handler_seconds),
+        handler_seconds_by_size=tuple((n - m, s - t if n > m else 0.0) for (n, s), (m, t) in by_size),
+    )
+
+
+def what_limits(statistics: Statistics) -> str:
+    """In plain words, what keeps this batcher from answering more calls, or sooner, and what would change that.
+
+    >>> what_limits(UBatch[int, int](64, 0.005).set_handler(list).statistics())
+    'There has been no batch: nothing can be said yet.'
+    """
+    return " ".join([*_troubles(statistics), _limit(statistics)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Look(NamedTuple):
+    """A snapshot, and when and where it was made."""
+
+    at: float
+    pid: int
+    statistics: Statistics
+
+
+def _earlier(kept: deque[_Look], now: float) -> _Look | None:
+    """The oldest look that is not too old; forgets those that are."""
+    while kept and (kept[0].at < now - WINDOW or kept[0].pid != os.getpid()):
+        kept.popleft()
+    return kept[0] if kept and kept[0].at < now else None
+
+
+def _difference(before: Histogram, now: Histogram) -> Histogram:
+    counts = tuple(n - b for n, b in zip(now.counts, before.counts, strict=True))
+    return Histogram(now.bounds, counts, now.sum - before.sum if any(counts) else 0.0)
+
+
+def _told(statistics: Statistics, seconds: float | None) -> dict[str, Any]:
+    """What JSON can say of it. `seconds` is how long it was counted, where that is known."""
+    return {
+        "seconds": seconds,
+        "limit": what_limits(statistics),
+        **{end: getattr(statistics, end) for end in ENDS},
+        "calls": statistics.calls,
+        "batches": statistics.batches,
+        "items": statistics.items,
+        "reasons": dict(statistics.reasons),
+        "sizes": _histogram(statistics.sizes),
+        "fill": statistics.fills.mean,
+        "queue_seconds": _histogram(statistics.queue_seconds),
+        "handler_seconds": _histogram(statistics.handler_seconds),
+        "handler_seconds_by_size": [list(pair) for pair in statistics.handler_seconds_by_size],
+        "cost": None if statistics.cost is None else [statistics.cost.fixed, statistics.cost.per_item],
+    }
+
+
+def _histogram(histogram: Histogram) -> dict[str, Any]:
+    quantiles = {f"p{round(q * 100)}": histogram.quantile(q) for q in (0.5, 0.95)}
+    return {
+        "bounds": histogram.bounds,
+        "counts": histogram.counts,
+        "mean": histogram.mean,
+        **{name: None if value == inf else value for name, value in quantiles.items()},
+    }
+
+
+# What limits it.
+
+LONE = 1.5  # requests per batch, below which most are alone
+MOSTLY = 0.7  # of the batches
+TIMER = 0.002  # seconds that a timer may be late
+SMALL_PART = 0.1  # of a batch's time
+
+
+def _troubles(statistics: Statistics) -> list[str]:
+    """What should not be, the worst first."""
+    told = []
+    if statistics.stalled:
+        told.append("The handler is stuck: it has not come back for longer than stall_after.")
+    if statistics.stopped:
+        told.append("It is stopped, and refuses calls.")
+    if statistics.rejected:
+        told.append(f"{_calls(statistics.rejected, statistics)} refused, because the queue was full.")
+    if statistics.expired:
+        told.append(f"{_calls(statistics.expired, statistics)} not answered before the deadline.")
+    return told
+
+
+def _limit(statistics: Statistics) -> str:
+    if not statistics.batches:
+        return "There has been no batch: nothing can be said yet."
+    if statistics.max_size == 1:
+        return "max_size is 1: every call is a batch of its own."
+    if _waits_for_a_place(statistics):
+        return _handler_limits(statistics)
+    most = max(statistics.reasons, key=statistics.reasons.__getitem__)
+    if statistics.reasons[most] >= MOSTLY * statistics.batches:
+        return _reason_limits(most, statistics)
+    return (
+        f"Some batches are closed full and some by the timeout, {_filled(statistics)} on average: max_size and timeout "
+        "fit each other at this load. A larger max_size needs a longer timeout to be filled."
+    )
+
+
+def _waits_for_a_place(statistics: Statistics) -> bool:
+    """Whether requests wait for longer than a batch would be kept open while there is a place at the handler."""
+    noticeable = max(TIMER, statistics.handler_seconds.mean / 4)
+    return statistics.queue_seconds.mean > statistics.timeout + noticeable
+
+
+def _handler_limits(statistics: Statistics) -> str:
+    waits, places = _time(statistics.queue_seconds.mean), statistics.max_in_flight
+    told = f"The handler is the limit: requests wait {waits} on average for {_places(places)} at it"
+    if statistics.sizes.mean < MOSTLY * statistics.max_size:
+        return (
+            f"{told}, longer than the timeout of {_time(statistics.timeout)}, so neither timeout nor max_size matters. "
+            "A faster handler, a higher max_in_flight or another worker would help."
+        )
+    return f"{told}, and batches go with {_filled(statistics)}. {_would_larger_help(statistics)}"
+
+
+def _would_larger_help(statistics: Statistics) -> str:
+    cost, size = statistics.cost, statistics.max_size
+    if cost is None or cost.per_item <= 0 or cost.fixed < 0:
+        return "A larger max_size, a higher max_in_flight or another worker may help."
+    if _fixed_part(cost, size) > SMALL_PART:
+        return (
+            f"A larger max_size would help: {_percent(_fixed_part(cost, size))} of the time of a batch of {size} does "
+            "not depend on its size."
+        )
+    return (
+        f"A larger max_size would hardly help, because a batch of {size} spends nearly all of its time on its items. "
+        "A faster handler, a higher max_in_flight or another worker would."
+    )
+
+
+def _reason_limits(reason: str, statistics: Statistics) -> str:
+    if reason == "full":
+        return _size_limits(statistics)
+    if reason == "timeout":
+        return _load_limits(statistics)
+    return "Most batches were closed because the batcher was stopping: this says nothing of the load."
+
+
+def _size_limits(statistics: Statistics) -> str:
+    told = (
+        f"Batches are closed full, with {_filled(statistics)}, before the timeout: at this load a longer timeout "
+        "changes nothing, and max_size decides."
+    )
+    cost, size = statistics.cost, statistics.max_size
+    if cost is None or cost.per_item <= 0 or cost.fixed < 0:
+        return f"{told} The handler keeps up."
+    saved = _fixed_part(cost, size)
+    return (
+        f"{told} The handler keeps up; a larger max_size could save it at most {_percent(saved)} of its time, and each "
+        "request would wait longer."
+    )
+
+
+def _load_limits(statistics: Statistics) -> str:
+    told = (
+        f"Batches are closed by the timeout with {_filled(statistics)}: at this load a larger max_size changes nothing."
+    )
+    if not statistics.timeout:
+        return f"{told} With a timeout of 0 nobody waits for company while there is a place at the handler."
+    if statistics.sizes.mean < LONE:
+        return (
+            f"{told} Calls come alone, so batching saves nothing now, and a timeout of 0 would answer each of them "
+            f"{_time(statistics.timeout)} sooner."
+        )
+    return (
+        f"{told} A longer timeout would fill them more, and a shorter one would answer sooner: requests wait "
+        f"{_time(statistics.queue_seconds.mean)} on average, and the handler takes "
+        f"{_time(statistics.handler_seconds.mean)}."
+    )
+
+
+def _calls(count: int, statistics: Statistics) -> str:
+    return f"{count} of {statistics.calls} calls {'was' if count == 1 else 'were'}"
+
+
+def _filled(statistics: Statistics) -> str:
+    return f"{statistics.sizes.mean:.3g} of {statistics.max_size}"
+
+
+def _places(places: int) -> str:
+    return "the one place" if places == 1 else f"one of the {places} places"
+
+
+def _fixed_part(cost: Cost, size: int) -> float:
+    """The part of a batch's time that does not depend on its size."""
+    return cost.fixed / (cost.fixed + cost.per_item * size)
+
+
+def _percent(part: float) -> str:
+    return f"{part * 100:.0f} %"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
