@@ -5,22 +5,24 @@ the master and before it has a worker: a mistake is one line and the end of the 
 worker, it would be found again by the next one.
 """
 
+import gc
+import math
 import os
 import sys
 from typing import Any
 
-from digits_app.settings import Reader, Settings, SettingsError
+# A worker that ends answers what still waits for a batch, and says so in the log.
+from ubatch.integrations.gunicorn import worker_exit  # noqa: F401
+from ubatch.integrations.prometheus import child_exit  # noqa: F401
 
-DRAIN_LIMIT = 5.0
+from digits_app.health import BIND
+from digits_app.settings import Reader, Settings, SettingsError
 
 wsgi_app = "digits_app.wsgi:app"
 
-# Requests are greenlets: thousands may wait for a batch at the cost of a few kilobytes each.
-worker_class = "gevent"
-
-# The model is trained or loaded once, in the master, and its pages are shared by the workers. It
-# also keeps training out of a worker, whose silence the master would take for a hang (`timeout`).
-preload_app = True
+# gevent: requests are greenlets, and thousands may wait for a batch at the cost of a few kilobytes
+# each. Ours is gunicorn's own worker, and loses nothing when it stops.
+worker_class = "digits_app.worker.Worker"
 
 # Nothing here uses gunicorn's control socket, and a user without a home folder cannot make it.
 control_socket_disable = True
@@ -31,9 +33,14 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 try:
     env = Reader(os.environ)
-    Settings.read(os.environ)  # not needed here, only checked
+    settings = Settings.read(os.environ)
 
-    bind = env.bind("GUNICORN_BIND", "127.0.0.1:8000")
+    bind = env.bind("GUNICORN_BIND", BIND)
+
+    # --preload. The model is loaded once, in the master, and its pages are shared by the workers; a
+    # worker that is replaced is there at once; and training never happens in a worker, whose
+    # silence the master would take for a hang (`timeout`). The price: SIGHUP loads no new code.
+    preload_app = env.yes("GUNICORN_PRELOAD", True)
 
     # One batch holds the requests of one worker, so a worker more means smaller batches: add one
     # for each core that would be idle otherwise, not "2 x cores + 1".
@@ -43,9 +50,11 @@ try:
     # on a native thread, so this is no limit for a request; only a stuck hub reaches it.
     timeout = env.whole("GUNICORN_TIMEOUT", 30, least=1, most=3600)
 
-    # Seconds for the requests in flight after SIGTERM. Above the slowest answer (the title
-    # service: 7 s), and below the time after which Docker (10 s) or Kubernetes (30 s) kills.
-    graceful_timeout = env.whole("GUNICORN_GRACEFUL_TIMEOUT", 8, least=1, most=3600)
+    # Seconds for the requests in flight after SIGTERM. No request takes longer than the deadline;
+    # gunicorn's worker looks once a second whether it should stop and whether it is done. Keep it
+    # below the time after which Docker (10 s) or Kubernetes (30 s) kills.
+    least = math.ceil(settings.deadline) + 2
+    graceful_timeout = env.whole("GUNICORN_GRACEFUL_TIMEOUT", least + 1, least=least, most=3600)
 
     # Seconds that a connection may idle. Behind a proxy it must be longer than the proxy's own; a
     # stop waits that long for idle connections too, so keep it below `graceful_timeout`.
@@ -58,8 +67,11 @@ except SettingsError as error:
     sys.exit(f"error: {error}")
 
 
-def worker_exit(server: Any, worker: Any) -> None:
-    """Answer what is still waiting for a batch; gunicorn has stopped accepting by now."""
-    app = getattr(worker, "wsgi", None)  # a worker that failed early has none
-    if app is not None:
-        app.extensions["digits_app"].stop(timeout=DRAIN_LIMIT)
+def when_ready(server: Any) -> None:
+    """Take what is loaded by now out of the garbage collector's sight, before workers are forked.
+
+    A collection writes into every object that it looks at, and what is written is copied: in each
+    worker, for memory that never changes (docker/README.md has the numbers).
+    """
+    gc.collect()
+    gc.freeze()

@@ -8,8 +8,9 @@ in which a request meets them:
 - `model`: the forest, trained once and kept;
 - `titles`: the client of another web service that answers many questions in one call.
 
-`settings` checks what comes from the environment. `demo` and `serve` are command lines for people:
-they start `upstream` (that other service) and the application with the help of `servers`.
+`settings` checks what comes from the environment. `health` asks a running server whether it is
+ready, for a container's health check. `demo` and `serve` are command lines for people: they start
+`upstream` (that other service) and the application with the help of `servers`.
 """
 
 from __future__ import annotations
@@ -34,12 +35,17 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """
     # Imported here, as Flask's tutorial does: `digits_app.upstream` starts without scikit-learn.
     from flask import Flask
+    from ubatch.integrations.flask import UBatchExtension
+    from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+    from digits_app import metrics
     from digits_app.api import MAX_BODY, make_api
     from digits_app.batching import Services
+    from digits_app.health import READINESS
     from digits_app.settings import Settings
 
     config = config or {}
+    settings = Settings.read({**os.environ, **config})
     app = Flask(__name__)
     app.config.from_mapping(
         MAX_CONTENT_LENGTH=MAX_BODY + 1,  # `api._body` says why
@@ -47,6 +53,16 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         RESTX_MASK_SWAGGER=False,  # no X-Fields header: the answers are small
     )
     app.config.from_mapping(config)
-    app.extensions["digits_app"] = Services.make(Settings.read({**os.environ, **config}))
+    app.config.from_mapping(
+        UBATCH_DEADLINE=settings.deadline,  # no request takes longer, whatever it waits for
+        UBATCH_DEADLINE_HEADER="X-Deadline",  # a client that gives up earlier can say so
+        UBATCH_MAX_DEADLINE=settings.deadline,
+        UBATCH_READINESS=READINESS,
+    )
+    services = app.extensions["digits_app"] = Services.make(settings)
     make_api().init_app(app)
+    UBatchExtension(app, batchers=services.batchers)
+    app.wsgi_app = DispatcherMiddleware(  # type: ignore[method-assign]
+        app.wsgi_app, {metrics.PATH: metrics.page}
+    )
     return app

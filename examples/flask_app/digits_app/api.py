@@ -1,7 +1,8 @@
 """The endpoints: what they take and what they answer, with a Swagger page at `/`.
 
 An answer is always a JSON object; one that reports a problem holds `message`, which says what must
-be. Which status means what is decided in one place, `_problems_as_answers`.
+be. Which status means what is decided in one place, `_problems_as_answers`; but what becomes of a
+`UBatchError` is up to uBatch's Flask extension (`create_app`), which also answers `GET /readyz`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 from flask import current_app, request
 from flask_restx import Api, Namespace, Resource, fields
-from ubatch import UBatchError
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from digits_app.batching import Services
@@ -48,6 +48,15 @@ _prediction = digits.model(
         "confidence": fields.Float(required=True, min=0, max=1, example=0.93),
     },
 )
+_sample = digits.model(
+    "Sample",
+    {
+        "sample": fields.Integer(required=True, min=0, example=7),
+        "digit": fields.Integer(required=True, min=0, max=9, example=3),
+        "confidence": fields.Float(required=True, min=0, max=1, example=0.93),
+        "label": fields.Integer(required=True, min=0, max=9, description="what it really shows"),
+    },
+)
 _title = titles.model(
     "Title",
     {"title": fields.String(required=True, max_length=LONGEST_TITLE, example="You won't believe!")},
@@ -74,6 +83,14 @@ _stats = service.model(
     },
 )
 _problem = digits.model("Problem", {"message": fields.String(required=True)})
+_refusal = digits.model(
+    "Refusal",
+    {
+        "error": fields.String(required=True, example="QueueFull"),
+        "message": fields.String(required=True),
+        "retry": fields.Boolean(required=True, description="whether trying again is safe"),
+    },
+)
 _health = service.model("Health", {"status": fields.String(required=True, example="ok")})
 
 
@@ -90,9 +107,6 @@ def _problems_as_answers(view: Callable[..., Answer]) -> Callable[..., Answer]:
             return {"message": f"the body must have at most {MAX_BODY} bytes"}, 413
         except UpstreamError as error:
             return {"message": str(error)}, 502
-        except UBatchError as error:
-            current_app.logger.error("%s: %s", request.path, error)
-            return {"message": str(error)}, error.http_status
 
     return answer
 
@@ -107,10 +121,27 @@ class Predict(_Resource):
     @digits.response(200, "The digit", _prediction)
     @digits.response(400, "The body is not an image", _problem)
     @digits.response(413, "The body is too large", _problem)
-    @digits.response(503, "The worker is about to stop", _problem)
+    @digits.response(503, "Too many wait, or the worker is about to stop", _refusal)
+    @digits.response(504, "It took too long", _refusal)
     def post(self) -> Answer:
         """Read one digit, together with those of other requests"""
         return _as_answer(_services().digits.predict(image_from(_body())))
+
+
+@digits.route("/samples/<int:sample>")
+class Sample(_Resource):
+    @digits.response(200, "The digit, and what the image really shows", _sample)
+    @digits.response(404, "There is no such image", _problem)
+    @digits.response(503, "Too many wait, or the worker is about to stop", _refusal)
+    @digits.response(504, "It took too long", _refusal)
+    def get(self, sample: int) -> Answer:
+        """Read an image that the model was not trained with (to try it from a browser)"""
+        images, labels = _services().samples
+        if sample >= len(images):
+            last = len(images) - 1
+            return {"message": f"the sample must be from 0 to {last}, but got {sample}"}, 404
+        prediction = _services().digits.predict(images[sample])
+        return {"sample": sample, **prediction._asdict(), "label": labels[sample]}
 
 
 @digits.route("/predict-unbatched")
@@ -131,6 +162,8 @@ class Title(_Resource):
     @titles.response(400, "The body is not a title", _problem)
     @titles.response(413, "The body is too large", _problem)
     @titles.response(502, "The title service gave no answer", _problem)
+    @titles.response(503, "The worker is about to stop", _refusal)
+    @titles.response(504, "It took too long", _refusal)
     def post(self) -> Answer:
         """Check one title: many requests, one call of the title service"""
         return {"prediction": _services().titles.is_fake(title_from(_body()))}

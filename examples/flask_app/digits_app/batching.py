@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from ubatch import UBatch
 
-from digits_app.model import Image, Model, Prediction, load_model
+from digits_app.metrics import instrument
+from digits_app.model import Digits, Image, Model, Prediction, load_model, unseen_digits
 from digits_app.settings import Settings
 from digits_app.tally import Tally
 from digits_app.titles import TitleChecker
+
+# A batch of the forest takes hundredths of a second. One that is still there after ten is stuck: it
+# is logged with its stack, and readiness says no.
+STALL_AFTER = 10.0
 
 
 class DigitReader:
@@ -25,22 +31,24 @@ class DigitReader:
         self.batched = Tally()
         self.unbatched = Tally()
         self._model = model
-        self._batcher = UBatch[Image, Prediction](
-            settings.max_size, settings.timeout, executor=settings.executor, name="digits"
+        self.batcher = UBatch[Image, Prediction](
+            settings.max_size,
+            settings.timeout,
+            executor=settings.executor,
+            max_queue=settings.max_queue,
+            stall_after=STALL_AFTER,
+            instruments=[instrument],
+            name="digits",
         ).set_handler(self._predict_batch)
 
     def predict(self, image: Image) -> Prediction:
         """The answer for one image, computed together with those of other requests."""
-        return self._batcher.ubatch(image)
+        return self.batcher.ubatch(image)
 
     def predict_unbatched(self, image: Image) -> Prediction:
         """The same answer, computed alone: while it is, the worker does nothing else."""
         self.unbatched.add(1)
         return self._model.predict([image])[0]
-
-    def stop(self, timeout: float) -> None:
-        """Answer what was accepted, for at most `timeout` seconds, and accept no more."""
-        self._batcher.stop(timeout)
 
     def _predict_batch(self, images: list[Image]) -> list[Prediction]:
         self.batched.add(len(images))
@@ -53,17 +61,23 @@ class Services:
 
     digits: DigitReader
     titles: TitleChecker
+    samples: Digits
 
     @classmethod
     def make(cls, settings: Settings) -> Services:
-        """Load the model, or train it; start nothing."""
+        """Load the model, or train it, and the images to try it with; start nothing."""
         reader = DigitReader(load_model(settings.model_dir), settings)
-        return cls(reader, TitleChecker(settings.upstream_url))
+        return cls(reader, TitleChecker(settings.upstream_url), unseen_digits())
+
+    @property
+    def batchers(self) -> tuple[UBatch[Any, Any], ...]:
+        """What readiness asks, and what a stop drains."""
+        return self.digits.batcher, self.titles.batcher
 
     def stop(self, timeout: float) -> None:
         """Answer what was accepted, each for at most `timeout` seconds, and accept no more."""
-        self.digits.stop(timeout)
-        self.titles.stop(timeout)
+        for batcher in self.batchers:
+            batcher.stop(timeout)
 
     def stats(self) -> dict[str, object]:
         """The calls of each handler in this process, since it started."""

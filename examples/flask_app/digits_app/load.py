@@ -7,6 +7,8 @@ Guarantees:
   has status 0 and says why.
 - A client whose connection fails stops, and leaves its other requests to the rest.
 
+`post_until_refused` does the same until the server is gone, to see what it lost on the way out.
+
 The clients are greenlets on gevent's own sockets. Nothing is patched: the program around it (its
 progress bar, the processes it started) stays as it is.
 """
@@ -20,6 +22,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import gevent
 import gevent.socket
@@ -83,6 +86,32 @@ def post_all(
     return Load(replies, time.perf_counter() - start)
 
 
+def post_until_refused(
+    port: int,
+    path: str,
+    bodies: Sequence[object],
+    *,
+    clients: int,
+    on_reply: Callable[[], object] = lambda: None,
+) -> list[tuple[int, Reply]]:
+    """POST the bodies again and again, until no client can connect any more.
+
+    Every other client makes a connection for each request. Returns each request that could connect,
+    as the index of its body and the reply; status 0 is a request that was lost.
+    """
+    replies: list[tuple[int, Reply]] = []
+    work = cycle(list(enumerate([json.dumps(body).encode() for body in bodies])))
+    greenlets = [
+        gevent.spawn(_client_until_refused, port, path, work, replies, on_reply, bool(n % 2))
+        for n in range(clients)
+    ]
+    try:
+        gevent.joinall(greenlets, timeout=TOTAL_LIMIT)
+    finally:
+        gevent.killall(greenlets)
+    return replies
+
+
 # ----------------------------------------------------------------------------------------------
 
 
@@ -108,6 +137,30 @@ def _client(
             on_reply()
             if replies[index].status == 0:
                 return
+
+
+def _client_until_refused(
+    port: int,
+    path: str,
+    work: Iterator[tuple[int, bytes]],
+    replies: list[tuple[int, Reply]],
+    on_reply: Callable[[], object],
+    keep: bool,
+) -> None:
+    connection = _Connection("127.0.0.1", port, timeout=ANSWER_LIMIT)
+    with contextlib.closing(connection):
+        for index, body in work:
+            if not keep:
+                connection.close()
+            try:
+                if connection.sock is None:  # the server may have closed it too
+                    connection.connect()
+            except ConnectionRefusedError:
+                return
+            replies.append((index, _post(connection, path, body)))
+            on_reply()
+            if replies[-1][1].status == 0:
+                connection.close()
 
 
 def _post(connection: _Connection, path: str, body: bytes) -> Reply:

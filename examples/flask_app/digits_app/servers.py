@@ -72,9 +72,13 @@ class Server:
         """Return the exit status, when the process ends by itself."""
         return self._process.wait()
 
+    def terminate(self) -> None:
+        """Ask the process to end, and do not wait for it."""
+        self._process.terminate()
+
     def stop(self) -> None:
         """End the process: politely, then by force if that is too slow or interrupted."""
-        self._process.terminate()
+        self.terminate()
         try:
             self._process.wait(STOP_LIMIT)
         except BaseException as error:  # a second Ctrl-C too must leave nothing behind
@@ -95,9 +99,9 @@ def running_upstream(*, log: IO[bytes] | None = None) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def running_app(
-    upstream_url: str, *, port: int = 0, log: IO[bytes] | None = None
+    upstream_url: str, *, workers: int = 1, port: int = 0, log: IO[bytes] | None = None
 ) -> Iterator[Server]:
-    """The application under `gunicorn -k gevent` with one worker, answering.
+    """The application under gunicorn (`gunicorn.conf.py`) with so many workers, answering.
 
     The environment's settings hold, but for the number of workers: the counts of GET /stats
     belong to one process. `port` 0 is a free one.
@@ -105,12 +109,12 @@ def running_app(
     environ = {
         **os.environ,
         "UPSTREAM_URL": upstream_url,
-        "GUNICORN_WORKERS": "1",
+        "GUNICORN_WORKERS": str(workers),
         # The title service is on this machine, where no proxy finds it.
         "no_proxy": "127.0.0.1",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-m", "gunicorn", "-k", "gevent", "--bind"]
+    command = [sys.executable, "-m", "gunicorn", "--bind"]
     with _running("the application", command, environ, port=port, log=log) as server:
         server.get_json("/healthz")
         yield server

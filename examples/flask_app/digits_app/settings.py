@@ -30,6 +30,8 @@ class Settings:
     max_size: int
     timeout: float
     executor: str
+    max_queue: int
+    deadline: float
     model_dir: Path
     upstream_url: str
 
@@ -37,13 +39,25 @@ class Settings:
     def read(cls, values: Mapping[str, object]) -> Settings:
         """Check `values`, by the names of the environment variables. Raises `SettingsError`."""
         reader = Reader(values)
+        max_size = reader.whole("UBATCH_MAX_SIZE", 64, least=1, most=4096)
         return cls(
-            max_size=reader.whole("UBATCH_MAX_SIZE", 64, least=1, most=4096),
+            max_size=max_size,
             timeout=reader.seconds("UBATCH_TIMEOUT", 0.005, most=10.0),
             executor=reader.choice("UBATCH_EXECUTOR", "native", among=("native", "greenlet")),
+            max_queue=reader.whole(
+                "UBATCH_MAX_QUEUE", max(1024, max_size), least=max_size, most=1_000_000
+            ),
+            deadline=reader.seconds("UBATCH_DEADLINE", 5.0, least=0.01, most=60.0),
             model_dir=reader.folder("DIGITS_MODEL_DIR", _cache_dir),
             upstream_url=reader.url("UPSTREAM_URL", "http://127.0.0.1:8001"),
         )
+
+    def __post_init__(self) -> None:
+        if self.timeout >= self.deadline:  # an image without company would never be answered
+            raise SettingsError(
+                f"UBATCH_TIMEOUT must be less than UBATCH_DEADLINE, {self.deadline:g}, "
+                f"but got '{self.timeout:g}'"
+            )
 
 
 class Reader:
@@ -58,15 +72,18 @@ class Reader:
             return int(text)
         raise _must_be(name, f"a whole number from {least} to {most}", text)
 
-    def seconds(self, name: str, default: float, *, most: float) -> float:
+    def seconds(self, name: str, default: float, *, least: float = 0.0, most: float) -> float:
         text = self._text(name, str(default))
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if 0.0 <= value <= most:  # never true for NaN
+        if least <= value <= most:  # never true for NaN
             return value
-        raise _must_be(name, f"a number of seconds from 0 to {most:g}", text)
+        raise _must_be(name, f"a number of seconds from {least:g} to {most:g}", text)
+
+    def yes(self, name: str, default: bool) -> bool:
+        return self.choice(name, "01"[default], among=("0", "1")) == "1"
 
     def choice(self, name: str, default: str, *, among: tuple[str, ...]) -> str:
         text = self._text(name, default)
@@ -81,6 +98,7 @@ class Reader:
         raise _must_be(name, "an address such as http://127.0.0.1:8001", text)
 
     def bind(self, name: str, default: str) -> str:
+        """What gunicorn takes as an address; `digits_app.health` asks there."""
         text = self._text(name, default)
         if re.fullmatch(r"unix:.+|fd://[0-9]+", text):
             return text

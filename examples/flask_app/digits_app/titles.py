@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 
-from ubatch import ubatch_decorator
+from ubatch import UBatch, ubatch_decorator
 
+from digits_app.metrics import instrument
 from digits_app.tally import Tally
 
 CONNECT_LIMIT = 2.0
@@ -39,11 +40,12 @@ class TitleChecker:
         """
         return self._are_fake.ubatch(title)
 
-    def stop(self, timeout: float) -> None:
-        """Answer what was accepted, for at most `timeout` seconds, and accept no more."""
-        self._are_fake.batcher.stop(timeout)
+    @property
+    def batcher(self) -> UBatch[str, bool]:
+        """The batcher of this instance."""
+        return self._are_fake.batcher
 
-    @ubatch_decorator(max_size=100, timeout=0.01, executor="greenlet")
+    @ubatch_decorator(max_size=100, timeout=0.01, executor="greenlet", instruments=[instrument])
     def _are_fake(self, titles: list[str]) -> list[bool]:
         self.tally.add(len(titles))
         try:

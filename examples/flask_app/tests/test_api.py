@@ -66,6 +66,25 @@ def test_the_largest_body_allowed_is_read(client: FlaskClient, path: str) -> Non
     assert client.post(path, data=b" " * MAX_BODY).status_code == 400
 
 
+@pytest.mark.parametrize("sample", [0, 449])
+def test_a_sample_is_answered_as_the_model_alone_does(
+    client: FlaskClient, model: Model, unseen: Digits, sample: int
+) -> None:
+    answer: Any = client.get(f"/samples/{sample}").json
+    alone = model.predict([unseen.images[sample]])[0]
+    assert answer["sample"] == sample
+    assert answer["digit"] == alone.digit
+    assert math.isclose(answer["confidence"], alone.confidence)
+    assert answer["label"] == unseen.digits[sample]
+
+
+def test_a_sample_that_is_not_there_is_a_404_with_a_message(client: FlaskClient) -> None:
+    response = client.get("/samples/450")
+    assert response.status_code == 404
+    assert response.json == {"message": "the sample must be from 0 to 449, but got 450"}
+    assert client.get("/samples/-1").status_code == 404
+
+
 def test_the_handlers_calls_are_counted(client: FlaskClient, unseen: Digits) -> None:
     for path in PREDICTORS:
         for image in unseen.images[:3]:
@@ -80,11 +99,21 @@ def test_healthz_answers(client: FlaskClient) -> None:
     assert client.get("/healthz").json == {"status": "ok"}
 
 
+def test_an_application_is_ready_until_it_is_stopped(app: Flask, client: FlaskClient) -> None:
+    assert client.get("/readyz").status_code == 200
+    app.extensions["digits_app"].stop(timeout=5)
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json == {"ready": False, "stopped": ["digits", "_are_fake"], "stalled": []}
+    assert client.get("/healthz").status_code == 200
+
+
 def test_the_swagger_page_knows_every_endpoint(client: FlaskClient) -> None:
     assert b"swagger" in client.get("/").data
     document: Any = client.get("/swagger.json").json
-    assert document["paths"].keys() == {*POSTS, "/healthz", "/stats"}
-    assert document["paths"]["/predict"]["post"]["responses"].keys() == {"200", "400", "413", "503"}
+    assert document["paths"].keys() == {*POSTS, "/samples/{sample}", "/healthz", "/stats"}
+    responses = document["paths"]["/predict"]["post"]["responses"]
+    assert responses.keys() == {"200", "400", "413", "503", "504"}
 
 
 def test_an_unknown_path_is_a_404_as_json(client: FlaskClient) -> None:
@@ -98,8 +127,29 @@ def test_an_application_that_stops_answers_503(app: Flask, unseen: Digits) -> No
     app.extensions["digits_app"].stop(timeout=5)
     response = app.test_client().post("/predict", json={"pixels": unseen.images[0]})
     assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
     assert response.json is not None
+    assert response.json["error"] == "QueueClosed"
     assert response.json["message"]
+    assert response.json["retry"] is True
+
+
+def test_a_client_may_ask_for_less_time_and_gets_a_504_when_it_is_over(client: FlaskClient) -> None:
+    response = client.get("/samples/0", headers={"X-Deadline": "0"})
+    assert response.status_code == 504
+    assert response.json is not None
+    assert response.json["retry"] is True
+
+
+def test_a_request_takes_no_longer_than_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody_answers:
+        url = f"http://127.0.0.1:{nobody_answers.getsockname()[1]}"
+        app = create_app({"TESTING": True, "UPSTREAM_URL": url, "UBATCH_DEADLINE": "0.1"})
+        response = app.test_client().post("/title", json={"title": "A title"})
+    app.extensions["digits_app"].stop(timeout=5)
+    assert response.status_code == 504
+    assert response.json is not None
+    assert response.json["error"] == "ResultTimeout"
 
 
 def test_titles_are_checked_by_the_title_service() -> None:
@@ -163,3 +213,11 @@ def canned_service(status: int, body: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+def test_prometheus_is_told_what_the_batchers_do(client: FlaskClient, unseen: Digits) -> None:
+    client.post("/predict", json={"pixels": unseen[0][0]})
+    page = client.get("/metrics")
+    assert page.status_code == 200
+    assert 'ubatch_calls_total{batcher="digits",end="answered"}' in page.text
+    assert 'ubatch_batch_size_count{batcher="digits"}' in page.text

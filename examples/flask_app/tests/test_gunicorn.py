@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
 from http.client import HTTPConnection
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
 
+import gevent.pool
+import gevent.socket
 import pytest
 
 from digits_app.api import MAX_BODY
+from digits_app.demo import wrong_predictions
+from digits_app.load import post_until_refused
 from digits_app.model import Digits, Model
 from digits_app.servers import PROJECT, Server, running_app, running_upstream
+from digits_app.worker import Worker
 
 CLIENTS = 32
+MANY_CLIENTS = 300
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +108,61 @@ def test_a_request_that_waits_for_a_batch_is_answered_before_the_worker_ends(
         assert connection.getresponse().status == 200
 
 
+def test_a_stop_under_load_answers_whoever_could_connect(
+    upstream: Server, model: Model, unseen: Digits
+) -> None:
+    """Two workers, and more clients than they can keep up with."""
+    replied = count(1)
+
+    def stop_in_the_middle() -> None:
+        if next(replied) == 3 * MANY_CLIENTS:
+            server.terminate()
+
+    with running_app(upstream.url, workers=2) as server:
+        asked = post_until_refused(
+            server.port,
+            "/predict",
+            [{"pixels": image} for image in unseen.images],
+            clients=MANY_CLIENTS,
+            on_reply=stop_in_the_middle,
+        )
+    expected = model.predict(unseen.images)
+    alone = [expected[number] for number, _ in asked]
+    assert wrong_predictions([reply for _, reply in asked], alone) == []
+
+
+def test_who_waits_to_be_accepted_is_served_when_the_worker_stops_accepting() -> None:
+    served: list[tuple[Any, Any]] = []
+
+    def handle(where: socket.socket, client: socket.socket, _: object) -> None:
+        served.append((where.getsockname(), client.getpeername()))
+
+    stub: Any = SimpleNamespace(handle=handle, cfg=SimpleNamespace(workers=2))
+    unused = dict.fromkeys(("application", "log", "handler_class", "environ"))
+    with ExitStack() as opened:
+        listener = opened.enter_context(gevent.socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = listener.getsockname()
+        server = Worker.server_class(stub, listener, spawn=gevent.pool.Pool(10), **unused)
+        connect = partial(socket.create_connection, address)
+        clients = [opened.enter_context(connect()) for _ in range(50)]
+        server.start()
+        server.close()
+        server.pool.join()
+        assert sorted(served) == sorted((address, client.getsockname()) for client in clients)
+        with pytest.raises(ConnectionRefusedError):
+            connect()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("UBATCH_MAX_SIZE", "abc", "must be a whole number from 1 to 4096, but got 'abc'"),
         ("UBATCH_TIMEOUT", "-1", "must be a number of seconds from 0 to 10, but got '-1'"),
         ("GUNICORN_WORKERS", "0", "must be a whole number from 1 to 256, but got '0'"),
+        ("GUNICORN_PRELOAD", "no", "must be one of 0, 1, but got 'no'"),
+        ("GUNICORN_GRACEFUL_TIMEOUT", "5", "must be a whole number from 7 to 3600, but got '5'"),
         (
             "GUNICORN_BIND",
             "nowhere",

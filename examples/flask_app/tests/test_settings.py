@@ -14,6 +14,8 @@ def test_nothing_has_to_be_set() -> None:
     assert settings.max_size == 64
     assert settings.timeout == 0.005
     assert settings.executor == "native"
+    assert settings.max_queue == 1024
+    assert settings.deadline == 5.0
     assert settings.model_dir.name == "digits_app"
     assert settings.upstream_url == "http://127.0.0.1:8001"
 
@@ -24,11 +26,33 @@ def test_every_setting_has_a_name_in_the_environment() -> None:
             "UBATCH_MAX_SIZE": "8",
             "UBATCH_TIMEOUT": "0.25",
             "UBATCH_EXECUTOR": "greenlet",
+            "UBATCH_MAX_QUEUE": "100",
+            "UBATCH_DEADLINE": "1.5",
             "DIGITS_MODEL_DIR": "/models",
             "UPSTREAM_URL": "https://titles.example/v1/",
         }
     )
-    assert settings == Settings(8, 0.25, "greenlet", Path("/models"), "https://titles.example/v1")
+    assert settings == Settings(
+        max_size=8,
+        timeout=0.25,
+        executor="greenlet",
+        max_queue=100,
+        deadline=1.5,
+        model_dir=Path("/models"),
+        upstream_url="https://titles.example/v1",
+    )
+
+
+def test_the_queue_holds_a_whole_batch() -> None:
+    assert Settings.read({"UBATCH_MAX_SIZE": "2000"}).max_queue == 2000
+    with pytest.raises(SettingsError, match="UBATCH_MAX_QUEUE must be a whole number from 32 to"):
+        Settings.read({"UBATCH_MAX_SIZE": "32", "UBATCH_MAX_QUEUE": "31"})
+
+
+def test_an_image_waits_for_company_less_than_it_may_take() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.read({"UBATCH_TIMEOUT": "2", "UBATCH_DEADLINE": "2"})
+    assert str(caught.value) == "UBATCH_TIMEOUT must be less than UBATCH_DEADLINE, 2, but got '2'"
 
 
 def test_an_empty_value_counts_as_not_set() -> None:
@@ -46,6 +70,8 @@ def test_an_empty_value_counts_as_not_set() -> None:
         ("UBATCH_TIMEOUT", "-1", "must be a number of seconds from 0 to 10, but got '-1'"),
         ("UBATCH_TIMEOUT", "nan", "must be a number of seconds from 0 to 10, but got 'nan'"),
         ("UBATCH_TIMEOUT", "inf", "must be a number of seconds from 0 to 10, but got 'inf'"),
+        ("UBATCH_DEADLINE", "0", "must be a number of seconds from 0.01 to 60, but got '0'"),
+        ("UBATCH_MAX_QUEUE", "none", "must be a whole number from 64 to 1000000, but got 'none'"),
         ("UBATCH_EXECUTOR", "gpu", "must be one of native, greenlet, but got 'gpu'"),
         ("UPSTREAM_URL", "titles:80", "must be an address such as http://127.0.0.1:8001"),
         ("UPSTREAM_URL", "http://", "must be an address such as http://127.0.0.1:8001"),
@@ -69,3 +95,13 @@ def test_gunicorn_may_be_bound_to(value: str) -> None:
 def test_gunicorn_may_not_be_bound_to(value: str) -> None:
     with pytest.raises(SettingsError, match="must be HOST:PORT, unix:PATH or fd://NUMBER"):
         Reader({"BIND": value}).bind("BIND", "")
+
+
+@pytest.mark.parametrize(("value", "meaning"), [("0", False), ("1", True), ("", True)])
+def test_a_switch_is_0_or_1(value: str, meaning: bool) -> None:
+    assert Reader({"PRELOAD": value}).yes("PRELOAD", True) is meaning
+
+
+def test_a_switch_is_nothing_else() -> None:
+    with pytest.raises(SettingsError, match="PRELOAD must be one of 0, 1, but got 'no'"):
+        Reader({"PRELOAD": "no"}).yes("PRELOAD", True)
