@@ -34,7 +34,7 @@ class Instrument:
     """
 
     def call_accepted(self, request: Request[Any]) -> None:
-        """A call was accepted. In its caller."""
+        """A call was accepted. In its caller; with threads its batch may have started by then, in another one."""
 
     def call_ended(self, request: Request[Any]) -> None:
         """A caller has the end of its call in hand, and is about to return or raise. In that caller.
