@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST ?= -q
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-core test-example test-servers check lint soak bench clean
+.PHONY: help install demo serve test test-core test-example test-servers test-docker check lint soak bench clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -32,7 +32,7 @@ demo: install
 serve: install
 	$(BIN)/python -m digits_app.serve
 
-test: test-servers test-example test-core
+test: test-servers test-example test-docker test-core
 
 # In both worlds: they differ (a patched lock in a native thread fails only in the second).
 test-core: install
@@ -47,6 +47,11 @@ test-servers: install
 	@$(BIN)/python -c 'import waitress' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check waitress
 	@test -x $(BIN)/uwsgi || $(BIN)/python -m pip install -q --disable-pip-version-check uwsgi || echo 'uWSGI cannot be built here'
 	$(BIN)/python -m pytest $(PYTEST) tests/servers
+
+# The schemas of Kubernetes are large, so other environments do without them.
+test-docker: install
+	@$(BIN)/python -c 'import check_jsonschema, kubernetes_validate' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[manifests]'
+	$(BIN)/python -m pytest $(PYTEST) tests/test_docker.py
 
 check: lint test
 

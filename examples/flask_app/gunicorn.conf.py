@@ -34,6 +34,7 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 try:
     env = Reader(os.environ)
     settings = Settings.read(os.environ)
+    env.writable_folder("PROMETHEUS_MULTIPROC_DIR")
 
     bind = env.bind("GUNICORN_BIND", BIND)
 

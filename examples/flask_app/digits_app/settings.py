@@ -112,6 +112,12 @@ class Reader:
         text = self._text(name, "")
         return Path(text) if text else default()
 
+    def writable_folder(self, name: str) -> None:
+        """Check a folder that somebody else reads out of the environment."""
+        text = self._text(name, "")
+        if text and not (Path(text).is_dir() and os.access(text, os.W_OK)):
+            raise _must_be(name, "a folder that is there and may be written to", text)
+
     def _text(self, name: str, default: str) -> str:
         return str(self._values.get(name, "")).strip() or default
 

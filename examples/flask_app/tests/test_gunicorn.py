@@ -164,6 +164,11 @@ def test_who_waits_to_be_accepted_is_served_when_the_worker_stops_accepting() ->
         ("GUNICORN_PRELOAD", "no", "must be one of 0, 1, but got 'no'"),
         ("GUNICORN_GRACEFUL_TIMEOUT", "5", "must be a whole number from 7 to 3600, but got '5'"),
         (
+            "PROMETHEUS_MULTIPROC_DIR",
+            "/nowhere",
+            "must be a folder that is there and may be written to, but got '/nowhere'",
+        ),
+        (
             "GUNICORN_BIND",
             "nowhere",
             "must be HOST:PORT, unix:PATH or fd://NUMBER, but got 'nowhere'",
