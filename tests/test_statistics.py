@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextvars import ContextVar
 from math import inf
 from typing import Any
 
@@ -189,6 +190,52 @@ def test_debug_tells_each_batch_in_one_line(
     assert caplog.messages == [
         "recording_handler: a batch of 1 (timeout) waited 5000.0 ms, was handled in 0.0 ms, answered"
     ]
+
+
+current: ContextVar[str] = ContextVar("current", default="nothing")
+
+
+class Around(Instrument):
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def call_made(self, request: Request[Any]) -> None:
+        request.notes[self] = request.args[0]
+
+    def batch_started(self, batch: Batch) -> None:
+        self.events.append([request.notes[self] for request in batch.requests])
+
+    def handler_started(self, batch: Batch) -> None:
+        self.events.append(current.get())
+        current.set("the batch")
+
+
+def test_what_an_instrument_notes_of_a_call_is_there_when_a_batch_has_it(
+    harness: Harness, runtime: VirtualRuntime
+) -> None:
+    around = Around()
+    batcher, _ = harness.batcher(max_size=2, instruments=[around])
+    batcher.submit(1), batcher.submit(2)
+    runtime.settle()
+    assert around.events[0] == [1, 2]
+
+
+def test_a_context_variable_that_an_instrument_sets_holds_in_one_handler_call(
+    harness: Harness, runtime: VirtualRuntime
+) -> None:
+    seen: list[str] = []
+
+    def handler(xs: list[int]) -> list[int]:
+        seen.append(current.get())
+        return xs
+
+    around = Around()
+    batcher, _ = harness.batcher(handler, max_size=1, instruments=[around])
+    batcher.submit(1), batcher.submit(2)
+    runtime.settle()
+    assert seen == ["the batch", "the batch"]
+    assert around.events == [[1], "nothing", [2], "nothing"]
+    assert current.get() == "nothing"
 
 
 def test_something_that_is_no_instrument_is_refused() -> None:

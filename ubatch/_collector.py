@@ -90,6 +90,8 @@ class Collector:
 
     def accept(self, request: Request[Any]) -> None:
         """Put a request among the pending ones. Raises QueueClosed after `drain`, QueueFull where there are enough."""
+        for observe in self.observers.call_made:
+            observe(request)
         with self.lock:
             if self._closing:
                 self._tally.ends["closed"] += 1

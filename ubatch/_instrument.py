@@ -1,8 +1,9 @@
 """The seam for observers: metrics, traces, logs.
 
-An instrument's methods run in the caller, or in the collector's own greenlet or thread: never on the hub itself, never
-under a lock, and never where they could delay a handler. They may block for a moment, and whatever they raise is logged
-once per instrument and method, and harms nothing. A batcher without instruments pays nothing for this.
+An instrument's methods run in the caller, in the collector's own greenlet or thread, or in the handler's: never on the
+hub itself, and never under a lock. They may block for a moment, and whatever they raise is logged once per instrument
+and method, and harms nothing. What they know of a request or of a batch they keep in its `notes`. A batcher without
+instruments pays nothing for this.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._request import Batch, Request
 
-METHODS = ("call_accepted", "call_ended", "batch_started", "batch_ended")
+METHODS = ("call_made", "call_accepted", "call_ended", "batch_started", "handler_started", "batch_ended")
 
 
 class Instrument:
@@ -33,6 +34,9 @@ class Instrument:
     [('sorted', 2, 'full')]
     """
 
+    def call_made(self, request: Request[Any]) -> None:
+        """A call is about to be accepted, or refused. In its caller, and before any batch can hold it."""
+
     def call_accepted(self, request: Request[Any]) -> None:
         """A call was accepted. In its caller; with threads its batch may have started by then, in another one."""
 
@@ -45,6 +49,12 @@ class Instrument:
 
     def batch_started(self, batch: Batch) -> None:
         """A batch was closed and goes to the handler now. In the collector."""
+
+    def handler_started(self, batch: Batch) -> None:
+        """The handler is about to run. In its own thread or greenlet, and in its own, empty `contextvars` context.
+
+        A context variable that is set here holds in the handler, and nowhere else.
+        """
 
     def batch_ended(self, batch: Batch) -> None:
         """The handler came back; `batch.error` is what failed all of it, or None. In the collector, shortly after."""
@@ -61,9 +71,11 @@ class Observers:
             setattr(self, method, [_guarded(getattr(instrument, method)) for instrument in overriding])
 
     if TYPE_CHECKING:
+        call_made: list[Callable[[Any], None]]
         call_accepted: list[Callable[[Any], None]]
         call_ended: list[Callable[[Any], None]]
         batch_started: list[Callable[[Any], None]]
+        handler_started: list[Callable[[Any], None]]
         batch_ended: list[Callable[[Any], None]]
 
 

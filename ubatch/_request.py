@@ -39,7 +39,23 @@ Out = TypeVar("Out")
 PENDING, IN_FLIGHT, ANSWERED, FAILED = range(4)
 
 
-class Request(Generic[Out]):
+class Noted:
+    """What instruments may write on. It takes no space until one does."""
+
+    __slots__ = ("_notes",)
+    _notes: dict[Any, Any]
+
+    @property
+    def notes(self) -> dict[Any, Any]:
+        """For instruments, each under a key of its own."""
+        try:
+            return self._notes
+        except AttributeError:
+            self._notes = {}
+            return self._notes
+
+
+class Request(Noted, Generic[Out]):
     """One call, waiting for its answer: what `UBatch.submit` returns."""
 
     __slots__ = (
@@ -192,7 +208,7 @@ class Timing:
         self.ended_at: float | None = None
 
 
-class Batch:
+class Batch(Noted):
     """Requests of one shape, closed: one call of the handler. Made and settled under the collector's lock.
 
     `strategy(call, requests)` makes the call, or several of them: see `plainly`.
@@ -277,6 +293,8 @@ class Batch:
 
     def _call(self) -> list[Any]:
         _running.set(self)
+        for observe in self.requests[0].collector.observers.handler_started:
+            observe(self)
         return self._strategy(_handle, self.requests)
 
 
