@@ -38,7 +38,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     from ubatch.integrations.flask import UBatchExtension
     from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-    from digits_app import metrics
+    from digits_app import metrics, tracing
     from digits_app.api import MAX_BODY, make_api
     from digits_app.batching import Services
     from digits_app.health import READINESS
@@ -58,6 +58,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         UBATCH_DEADLINE_HEADER="X-Deadline",  # a client that gives up earlier can say so
         UBATCH_MAX_DEADLINE=settings.deadline,
         UBATCH_READINESS=READINESS,
+        UBATCH_PAGE="/ubatch",  # open to all, as everything here; guard it where it matters
     )
     services = app.extensions["digits_app"] = Services.make(settings)
     make_api().init_app(app)
@@ -65,4 +66,5 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.wsgi_app = DispatcherMiddleware(  # type: ignore[method-assign]
         app.wsgi_app, {metrics.PATH: metrics.page}
     )
+    tracing.trace_requests(app)
     return app

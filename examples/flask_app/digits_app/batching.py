@@ -13,6 +13,7 @@ from typing import Any
 
 from ubatch import UBatch
 
+from digits_app import tracing
 from digits_app.metrics import instrument
 from digits_app.model import Digits, Image, Model, Prediction, load_model, unseen_digits
 from digits_app.settings import Settings
@@ -37,7 +38,7 @@ class DigitReader:
             executor=settings.executor,
             max_queue=settings.max_queue,
             stall_after=STALL_AFTER,
-            instruments=[instrument],
+            instruments=[instrument, *tracing.instruments()],
             name="digits",
         ).set_handler(self._predict_batch)
 

@@ -55,6 +55,8 @@ def _invitation(url: str) -> str:
     return f"""
 The Swagger page: {url}/
 
+What the batchers do: {url}/ubatch (for Prometheus: {url}/metrics)
+
 Try it (the image shows a 3):
 
 curl -d '{pixels}' {url}/predict

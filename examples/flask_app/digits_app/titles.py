@@ -13,6 +13,7 @@ import logging
 
 from ubatch import UBatch, ubatch_decorator
 
+from digits_app import tracing
 from digits_app.metrics import instrument
 from digits_app.tally import Tally
 
@@ -45,7 +46,13 @@ class TitleChecker:
         """The batcher of this instance."""
         return self._are_fake.batcher
 
-    @ubatch_decorator(max_size=100, timeout=0.01, executor="greenlet", instruments=[instrument])
+    @ubatch_decorator(
+        max_size=100,
+        timeout=0.01,
+        executor="greenlet",
+        name="titles",
+        instruments=[instrument, *tracing.instruments()],
+    )
     def _are_fake(self, titles: list[str]) -> list[bool]:
         self.tally.add(len(titles))
         try:

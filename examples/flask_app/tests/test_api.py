@@ -104,7 +104,7 @@ def test_an_application_is_ready_until_it_is_stopped(app: Flask, client: FlaskCl
     app.extensions["digits_app"].stop(timeout=5)
     response = client.get("/readyz")
     assert response.status_code == 503
-    assert response.json == {"ready": False, "stopped": ["digits", "_are_fake"], "stalled": []}
+    assert response.json == {"ready": False, "stopped": ["digits", "titles"], "stalled": []}
     assert client.get("/healthz").status_code == 200
 
 
@@ -221,3 +221,10 @@ def test_prometheus_is_told_what_the_batchers_do(client: FlaskClient, unseen: Di
     assert page.status_code == 200
     assert 'ubatch_calls_total{batcher="digits",end="answered"}' in page.text
     assert 'ubatch_batch_size_count{batcher="digits"}' in page.text
+
+
+def test_a_page_shows_what_the_batchers_do(client: FlaskClient, unseen: Digits) -> None:
+    client.post("/predict", json={"pixels": unseen[0][0]})
+    assert client.get("/ubatch").mimetype == "text/html"
+    batchers = client.get("/ubatch?format=json").get_json()["batchers"]
+    assert {batcher["name"] for batcher in batchers} == {"digits", "titles"}

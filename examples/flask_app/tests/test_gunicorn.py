@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from http.client import HTTPConnection
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -190,3 +191,16 @@ def test_a_wrong_setting_is_one_line_and_the_end_of_the_process(
     assert done.returncode == 1
     assert done.stderr == f"error: {name} {message}\n"
     assert done.stdout == ""
+
+
+def test_spans_of_requests_and_batches_are_printed_where_they_are_asked_for(
+    upstream: Server, unseen: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.instrumentation.flask")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    with (tmp_path / "log").open("wb") as log, running_app(upstream.url, log=log) as server:
+        status, _ = post(server, "/predict", {"pixels": unseen.images[0]})
+        assert status == 200
+    printed = (tmp_path / "log").read_text()
+    assert '"name": "batch digits"' in printed
+    assert '"ubatch.queue.duration"' in printed
