@@ -54,10 +54,10 @@ run() { # podman run, as strict as production
     podman run --pull never --network host --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges "$@"
 }
 
-start() { # $1 = name, then options of podman or the command; in the background
+start() { # $1 = name, then -e and -v options of podman, then the command; in the background
     local name=$1 options=()
     shift
-    while [ "${1:-}" = -e ]; do options+=(-e "$2"); shift 2; done
+    while [[ "${1:-}" = -[ev] ]]; do options+=("$1" "$2"); shift 2; done
     run -d --name "$name" "${options[@]}" "$IMAGE" "$@" >/dev/null
 }
 
