@@ -40,7 +40,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     setup: Setup = request.param
     if setup.missing:
         pytest.skip(setup.missing)
-    server = Server(setup, tmp_path_factory.mktemp("server"), USED_AT_IMPORT="1")
+    environment = {"USED_AT_IMPORT": "1"} if setup.threads_before_fork else {}
+    server = Server(setup, tmp_path_factory.mktemp("server"), **environment)
     try:
         yield server
         server.stop()
