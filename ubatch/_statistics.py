@@ -1,7 +1,7 @@
 """What a batcher has done: plain counters, kept under the collector's lock, and frozen snapshots of them.
 
-Everything is counted per batch, except for one step in a histogram per request, of how long it queued. The figures are
-those of one batcher in one process, since its first call there.
+Everything is counted per batch; how long its requests queued, too. The figures are those of one batcher in one process,
+since its first call there.
 """
 
 from __future__ import annotations
@@ -125,9 +125,8 @@ class Tally:
 
     def batch_closed(self, reason: str, accepted_at: Sequence[float], now: float) -> None:
         """A batch was closed, of requests that were accepted at these times."""
-        size, queued = len(accepted_at), self._queued
-        for at in accepted_at:
-            queued[bisect_left(SECONDS, now - at)] += 1
+        size = len(accepted_at)
+        self._count_queued(sorted(accepted_at), now)
         self._queued_sum += now * size - sum(accepted_at)
         self.batches += 1
         self.items += size
@@ -135,6 +134,16 @@ class Tally:
         self._sizes[bisect_left(SIZES, size)] += 1
         self._fills[bisect_left(SHARES, size / self._max_size)] += 1
         self._fill_sum += size / self._max_size
+
+    def _count_queued(self, accepted_at: list[float], now: float) -> None:
+        """Step the histogram for these, the oldest first: a step for each bucket, and not for each of them."""
+        left = len(accepted_at)
+        bucket = bisect_left(SECONDS, now - accepted_at[-1])
+        while left:
+            older = bisect_left(accepted_at, now - SECONDS[bucket], 0, left) if bucket < len(SECONDS) else 0
+            self._queued[bucket] += left - older
+            left = older
+            bucket += 1
 
     def batch_ended(self, size: int, seconds: float) -> None:
         """A handler came back after so many seconds."""
