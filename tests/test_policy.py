@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ubatch._policy import Close, FixedWait, Pending, Wait
+from ubatch._policy import Close, Eager, FixedWait, Pending, Wait
 
 
 @dataclass(eq=False)
@@ -56,6 +56,32 @@ def test_a_drain_waits_for_no_company() -> None:
     assert POLICY.decide(pending_of(), 100.0, draining=True) == Wait(inf, 1)
 
 
+EAGER = Eager(max_size=3, timeout=5.0)
+
+
+@pytest.mark.parametrize(
+    ("items", "now", "quiet", "decision"),
+    [
+        ([], 100.0, True, Wait(inf, 1)),
+        ([("a", 100.0)], 100.0, False, Wait(105.0, 3, or_quiet=True)),
+        ([("a", 100.0)], 100.0, True, Close("a", 3, "idle")),
+        ([("a", 100.0)], 105.0, True, Close("a", 3, "timeout")),
+        ([("a", 100.0)] * 3, 100.0, True, Close("a", 3, "full")),
+        ([("b", 101.0), ("b", 102.0), ("a", 100.0)], 103.0, True, Close("a", 3, "idle")),
+        ([("b", 101.0)] * 3 + [("a", 100.0)], 103.0, True, Close("b", 3, "full")),
+    ],
+)
+def test_when_an_eager_batch_is_due(
+    items: list[tuple[str, float]], now: float, quiet: bool, decision: Close | Wait
+) -> None:
+    assert EAGER.decide(pending_of(*items), now, draining=False, quiet=quiet) == decision
+
+
+def test_an_eager_drain_waits_for_no_company() -> None:
+    assert EAGER.decide(pending_of(("a", 100.0)), 100.0, draining=True) == Close("a", 3, "drain")
+    assert EAGER.decide(pending_of(), 100.0, draining=True, quiet=True) == Wait(inf, 1)
+
+
 def test_taking_leaves_the_rest_in_order() -> None:
     pending, items = Pending(), [Item("a", float(i)) for i in range(5)]
     for item in items:
@@ -91,7 +117,7 @@ def test_a_decision_keeps_the_bounds(
             assert 1 <= len(taken) <= max_size
             assert {item.shape for item in taken} == {shape}
             assert pending.count == count - len(taken)
-        case Wait(until, wanted):
+        case Wait(until, wanted, False):
             assert not draining or count == 0
             assert all(size < max_size for size in sizes.values())
             if count:

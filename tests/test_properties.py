@@ -58,13 +58,16 @@ def handler(xs: list[tuple[int, int]], odd: list[Any] | None = None) -> list[Any
 class Schedule:
     """Applies steps to a batcher, and knows what each call may come to."""
 
-    def __init__(self, runtime: VirtualRuntime, executor: str, max_size: int, places: int, isolate: bool) -> None:
+    def __init__(
+        self, runtime: VirtualRuntime, executor: str, max_size: int, places: int, isolate: bool, eager: bool
+    ) -> None:
         self.runtime = runtime
         self.gate = runtime.gate()
         self.handler = RecordingHandler(handler, self.gate)
         self.batcher: UBatch[Any, Any] = UBatch(
             max_size,
             1.0,
+            eager=eager,
             executor=executor,
             max_in_flight=places,
             max_queue=MAX_QUEUE,
@@ -110,6 +113,7 @@ class Schedule:
             self.callers.append((*item, self.runtime.call(self.ubatch_within, 2.0 if hurried else 1e6, args)))
             self.runtime.settle()
         else:
+            self.runtime.settle()  # so that no batch is being closed
             try:
                 self.requests.append((*item, self.batcher.submit(*args)))
             except BatcherClosed:
@@ -168,9 +172,9 @@ class Schedule:
 @pytest.mark.parametrize("max_in_flight", [1, 2])
 def test_every_call_ends_once_with_its_own_answer(world: tuple[str, str], max_in_flight: int) -> None:
     @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(steps=steps, max_size=st.integers(1, 5), isolate=st.booleans())
-    def schedule(steps: list[tuple[int, Any]], max_size: int, isolate: bool) -> None:
-        running = Schedule(VirtualRuntime(world[0]), world[1], max_size, max_in_flight, isolate)
+    @given(steps=steps, max_size=st.integers(1, 5), isolate=st.booleans(), eager=st.booleans())
+    def schedule(steps: list[tuple[int, Any]], max_size: int, isolate: bool, eager: bool) -> None:
+        running = Schedule(VirtualRuntime(world[0]), world[1], max_size, max_in_flight, isolate, eager)
         try:
             for step in steps:
                 running.apply(*step)

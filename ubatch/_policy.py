@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 
 class Close(NamedTuple):
-    """A batch is due: the oldest `size` requests of this shape. `reason` is "full", "timeout" or "drain"."""
+    """A batch is due: the oldest `size` requests of this shape. `reason` is "full", "timeout", "idle" or "drain"."""
 
     shape: Hashable
     size: int
@@ -21,10 +21,14 @@ class Close(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Nothing is due before the time `until` (infinity: no such time), nor before `wanted` requests are pending."""
+    """Nothing is due before the time `until` (infinity: no such time), nor before `wanted` requests are pending.
+
+    With `or_quiet` something may be due before that: as soon as home has nothing else to do, and no call comes then.
+    """
 
     until: float
     wanted: int
+    or_quiet: bool = False
 
 
 class Pending:
@@ -39,12 +43,15 @@ class Pending:
         self._groups: dict[Hashable, OrderedDict[Any, None]] = {}
         self.count = 0
 
-    def add(self, request: Any) -> None:
-        group = self._groups.get(request.shape)
-        if group is None:
-            group = self._groups[request.shape] = OrderedDict()
-        group[request] = None
-        self.count += 1
+    def add(self, request: Any) -> int:
+        """Append one, and return how many there are then."""
+        shape = request.shape
+        if shape in self._groups:
+            self._groups[shape][request] = None
+        else:
+            self._groups[shape] = OrderedDict({request: None})
+        self.count = count = self.count + 1
+        return count
 
     def remove(self, request: Any) -> None:
         """Take out one request, wherever it stands. Raises KeyError where it is not pending."""
@@ -82,6 +89,8 @@ class Pending:
 
     def oldest(self) -> Any:
         """The request that has waited longest. There must be one."""
+        if len(self._groups) == 1:
+            return next(iter(*self._groups.values()))
         return min((next(iter(group)) for group in self._groups.values()), key=lambda request: request.accepted_at)
 
 
@@ -91,14 +100,14 @@ class FixedWait(NamedTuple):
     A batch has one shape. A shape that fills a batch goes ahead of an older request of another shape that is not due.
 
     >>> FixedWait(max_size=2, timeout=5.0).decide(Pending(), now=100.0, draining=False)
-    Wait(until=inf, wanted=1)
+    Wait(until=inf, wanted=1, or_quiet=False)
     """
 
     max_size: int
     timeout: float
 
-    def decide(self, pending: Pending, now: float, draining: bool) -> Close | Wait:
-        """What to do now, given that there is a place at the handler."""
+    def decide(self, pending: Pending, now: float, draining: bool, quiet: bool = False) -> Close | Wait:
+        """What to do now, given that there is a place at the handler; `quiet` is what `Wait.or_quiet` asked for."""
         if not pending.count:
             return Wait(inf, 1)
         oldest = pending.oldest()
@@ -114,3 +123,24 @@ class FixedWait(NamedTuple):
         if sizes[largest] >= self.max_size:
             return Close(largest, self.max_size, "full")
         return Wait(due_at, pending.count + self.max_size - sizes[largest])
+
+
+class Eager(FixedWait):
+    """Close a batch when nobody else can be on the way to it right now; else as `FixedWait` does.
+
+    Nobody can where home had nothing else to do, and meanwhile no call came.
+
+    >>> pending = Pending()
+    >>> Eager(max_size=2, timeout=5.0).decide(pending, now=100.0, draining=False)
+    Wait(until=inf, wanted=1, or_quiet=False)
+    """
+
+    __slots__ = ()
+
+    def decide(self, pending: Pending, now: float, draining: bool, quiet: bool = False) -> Close | Wait:
+        step = super().decide(pending, now, draining)
+        if isinstance(step, Close) or not pending.count:
+            return step
+        if quiet:
+            return Close(pending.oldest().shape, self.max_size, "idle")
+        return step._replace(or_quiet=True)

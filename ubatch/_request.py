@@ -139,7 +139,7 @@ class Request(Noted, Generic[Out]):
 
     def expect(self) -> Waiter:
         """A waiter for the caller, ahead of `answer`. Before the request is accepted, so nobody else knows it yet."""
-        waiter = self.collector.runtime.waiter()
+        waiter = self.collector.waiter()
         self._waiters = (waiter,)
         return waiter
 
@@ -152,19 +152,13 @@ class Request(Noted, Generic[Out]):
             raise
         return self._outcome_for_caller()
 
-    def begin(self, timing: Timing) -> None:
-        """A batch has taken the request. Under the lock."""
-        self.timing = timing
-        self._state = IN_FLIGHT
-
     def end(self, state: int, outcome: Any) -> tuple[Waiter, ...]:
         """Set the outcome, unless there is one, and return whom to wake. Under the lock."""
         if self._state >= ANSWERED:
             return ()
         self._outcome = outcome
         self._state = state
-        waiters, self._waiters = self._waiters, ()
-        return waiters
+        return self._waiters
 
     def _await(self, timeout: float | None) -> None:
         if self._state >= ANSWERED:
@@ -217,9 +211,10 @@ class Batch(Noted):
     __slots__ = ("_outputs", "_strategy", "_waits_for", "error", "reason", "requests", "stack", "stalled", "timing")
 
     def __init__(self, requests: list[Request[Any]], reason: str, started_at: float, strategy: Strategy) -> None:
-        self.timing = Timing(started_at)
+        self.timing = timing = Timing(started_at)
         for request in requests:
-            request.begin(self.timing)
+            request.timing = timing
+            request._state = IN_FLIGHT
         self.requests = requests
         self.reason = reason
         self.stalled = False
@@ -254,14 +249,19 @@ class Batch(Noted):
         if self._outputs is None and self.error is None:
             self.error = HandlerAborted(f"the handler {_name(self.handler)} was killed")
         waiters: list[Waiter] = []
-        ended = failed = 0
+        answered = failed = 0
         for request, output in zip(self.requests, self._outputs or repeat(self.error), strict=False):
-            if request._state == IN_FLIGHT:
-                state = FAILED if isinstance(output, Exception) else ANSWERED
-                waiters += request.end(state, output)
-                ended += 1
-                failed += state == FAILED
-        return Settled(waiters, ended - failed, failed)
+            if request._state != IN_FLIGHT:  # its caller has given up
+                continue
+            request._outcome = output  # before the state, which is read without the lock
+            if isinstance(output, Exception):
+                failed += 1
+                request._state = FAILED
+            else:
+                answered += 1
+                request._state = ANSWERED
+            waiters += request._waiters
+        return Settled(waiters, answered, failed)
 
     def wait_for(self, request: Request[Any], waiter: Waiter) -> None:
         """Wait, inside the handler, for a request of this or of another batcher; refuse where that can never end."""
@@ -343,7 +343,8 @@ def _park(request: Request[Any], waiter: Waiter) -> None:
         waiter.wait(max(0.0, request.deadline_at - collector.clock()))
         collector.expire(request)
     elif (batch := _running.get()) is None:
-        waiter.get()
+        while request._state < ANSWERED:  # whatever else may switch to this greenlet
+            waiter.get()
     else:
         batch.wait_for(request, waiter)
 

@@ -55,6 +55,7 @@ class VirtualRuntime(Runtime):
         self._running = 0
         self._settling: list[Waiter] = []
         self._spots: set[_Spot] = set()  # parked, with a time limit
+        self._idling: set[_Spot] = set()  # parked until no task can go on
 
     def settle(self) -> None:
         """Wait until no task can go on by itself. Raises RuntimeError when that takes more than ten real seconds."""
@@ -133,12 +134,17 @@ class VirtualRuntime(Runtime):
             self._running += 1
 
     def leave(self) -> None:
-        """One task less can go on; at none, tell whoever settles."""
+        """One task less can go on; at none, tell the tasks that wait for that; without such, whoever settles."""
         with self._lock:
             self._running -= 1
             waiters: list[Waiter] = []
-            if self._running == 0:
+            idling: set[_Spot] = set()
+            if self._running == 0 and self._idling:
+                idling, self._idling = self._idling, set()
+            elif self._running == 0:
                 waiters, self._settling = self._settling, []
+        for spot in idling:
+            spot.unpark()
         self.inner.wake(waiters)
 
 
@@ -316,6 +322,25 @@ class _VirtualSignal:
         with self._lock:
             if self._spot is spot:
                 self._spot = None
+
+    def wait_idle(self, timeout: float) -> bool:
+        runtime = self._runtime
+        spot = _Spot(runtime, runtime.inner.waiter(), counted=True)
+        with self._lock:
+            if self._set:
+                self._set = False
+                return False
+            self._spot = spot
+        with runtime._lock:
+            runtime._idling.add(spot)
+        spot.wait(timeout)
+        with self._lock:
+            if self._spot is spot:
+                self._spot = None
+        with runtime._lock:
+            woken_by_another = spot in runtime._idling
+            runtime._idling.discard(spot)
+        return not woken_by_another
 
 
 class _VirtualExecutor:

@@ -39,6 +39,9 @@ class Signal(Protocol):
     def wait(self, timeout: float | None) -> None:
         """Return after a `set`, or after `timeout` seconds (None: no bound). May return early, never late."""
 
+    def wait_idle(self, timeout: float) -> bool:
+        """Return True once home has nothing else to do right now; False after a `set`, or after `timeout` seconds."""
+
 
 class Executor(Protocol):
     """Runs handlers, away from the collector."""

@@ -2,7 +2,8 @@
 
 Guarantees:
 
-* A caller in a greenlet of home costs an `AsyncResult` and nothing else.
+* A caller in a greenlet of home costs a `gevent.hub.Waiter`, what gevent's own events park on, and nothing else: all
+  callers of a batch are woken by a few callbacks of the loop, where an `AsyncResult` each would cost a callback each.
 * Callers elsewhere (a native thread, a greenlet of another thread's hub) are served too. No gevent object is ever
   touched from a thread that is not its own: what crosses threads is `loop.run_callback_threadsafe`, an `async_`
   watcher's `send`, and native locks.
@@ -24,11 +25,14 @@ from gevent import Greenlet, get_hub
 from gevent._hub_local import get_hub_if_exists
 from gevent.event import AsyncResult
 from gevent.hub import MAIN_THREAD_IDENT
-from gevent.queue import Empty, Queue
+from gevent.hub import Waiter as _Waiter
+from gevent.queue import Queue
 
 from ._base import Executor, Runtime, Signal, Waiter
 from ._native import NativePool, _original
 from ._world import foreign_waiter
+
+CHUNK = 8  # callers that one callback of the loop wakes; after some callbacks it looks at its sockets
 
 
 class GeventRuntime(Runtime):
@@ -50,24 +54,24 @@ class GeventRuntime(Runtime):
 
     def waiter(self) -> Waiter:
         if get_hub_if_exists() is self._hub:  # by hub, not by thread: the system uses a dead thread's ident again
-            waiter: Waiter = AsyncResult()
-            return waiter
+            return HomeWaiter(self._hub)
         return foreign_waiter()
 
-    def wake(self, waiters: Iterable[Waiter]) -> None:
-        if get_hub_if_exists() is self._hub:
-            _set_all(waiters)
-            return
+    def wake(self, waiters: Iterable[Any]) -> None:
         # Callers elsewhere are woken from here: home's loop may end before it runs another callback.
         at_home = []
         for waiter in waiters:
-            if isinstance(waiter, AsyncResult):
+            if type(waiter) is HomeWaiter:
                 at_home.append(waiter)
             else:
                 waiter.set()
-        if at_home:
-            with suppress(AttributeError, ValueError):  # no loop, or a destroyed one: nobody at home is left to wait
-                self._hub.loop.run_callback_threadsafe(_set_all, at_home)
+        if not at_home:
+            return
+        with suppress(AttributeError, ValueError):  # no loop, or a destroyed one: nobody at home is left to wait
+            loop = self._hub.loop
+            run = loop.run_callback if get_hub_if_exists() is self._hub else loop.run_callback_threadsafe
+            for first in range(0, len(at_home), CHUNK):
+                run(_switch_all, at_home[first : first + CHUNK])
 
     def executor(self, kind: str, places: int, name: str) -> Executor:
         if kind == "greenlet":
@@ -77,6 +81,17 @@ class GeventRuntime(Runtime):
     def on_lost(self, callback: Callable[[], None]) -> None:
         if self._hub.thread_ident != MAIN_THREAD_IDENT and get_hub_if_exists() is self._hub:
             _at_thread_exit.hold(callback)
+
+
+class HomeWaiter(_Waiter):  # type: ignore[misc]
+    """Parks a greenlet of home (`Waiter`). Its `get` and `switch` are gevent's."""
+
+    __slots__ = ()
+
+    def wait(self, timeout: float) -> object:
+        with self.hub.loop.timer(timeout) as timer:
+            timer.start(self.switch, None, update=True)  # the loop's own idea of now may be old
+            return self.get()
 
 
 class HubWaiter:
@@ -122,9 +137,9 @@ def _spawn(target: Callable[[], None], name: str) -> None:
     greenlet.switch()  # not `start`: killed before it runs, it would not so much as say that it has ended
 
 
-def _set_all(waiters: Iterable[Waiter]) -> None:
+def _switch_all(waiters: list[HomeWaiter]) -> None:
     for waiter in waiters:
-        waiter.set()
+        waiter.switch(None)
 
 
 class _Signal:
@@ -139,10 +154,32 @@ class _Signal:
             self._hub.loop.run_callback_threadsafe(self._queue.put, None)
 
     def wait(self, timeout: float | None) -> None:
-        with suppress(Empty):
-            self._queue.get(timeout=timeout)
-        while self._queue.qsize():  # several sets count as one
-            self._queue.get()
+        if timeout is None:
+            self._get()
+            return
+        with self._hub.loop.timer(timeout) as timer:
+            timer.start(self._queue.put, None, update=True)  # the loop's own idea of now may be old
+            self._get()
+
+    def wait_idle(self, timeout: float) -> bool:
+        # The loop calls an idle watcher when there is nothing else to call: every callback has run, and what had
+        # arrived at a socket has been read.
+        idle = self._hub.loop.idle()
+        idle.start(self._queue.put, idle)
+        try:
+            with self._hub.loop.timer(timeout) as timer:
+                timer.start(self._queue.put, None, update=True)
+                return self._get() is idle
+        finally:
+            idle.stop()
+            idle.close()
+
+    def _get(self) -> object:
+        """What was set last; several sets count as one."""
+        token = self._queue.get()
+        while self._queue.qsize():
+            token = self._queue.get()
+        return token
 
 
 class _GreenletExecutor:

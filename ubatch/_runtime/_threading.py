@@ -12,6 +12,10 @@ from ._base import Executor, Runtime, Signal, Waiter
 from ._native import NativePool, start_thread
 from ._world import foreign_waiter
 
+# Seconds; the system makes some 0.1 ms of it. A thread that parks lets all run that are ready to. A bare yield of the
+# interpreter's lock (a timeout of 0) lets one of them run, or none.
+MOMENT = 0.00002
+
 
 class ThreadingRuntime(Runtime):
     """The standard library's counterpart of the gevent runtime. Greenlets may call it too, and park as greenlets do."""
@@ -47,10 +51,20 @@ class _Signal:
         self._queue.put(None)
 
     def wait(self, timeout: float | None) -> None:
+        self._was_set(timeout if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+    def wait_idle(self, timeout: float) -> bool:
+        return not self._was_set(min(timeout, MOMENT))
+
+    def _was_set(self, timeout: float | None) -> bool:
+        try:
+            self._queue.get(timeout=timeout)
+        except Empty:
+            return False
         with suppress(Empty):
-            self._queue.get(timeout=timeout if timeout is None else min(timeout, threading.TIMEOUT_MAX))
             while True:  # several sets count as one
                 self._queue.get_nowait()
+        return True
 
 
 class _ThreadExecutor:
