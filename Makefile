@@ -16,7 +16,7 @@ help:
 	@echo 'make check  lint, format and types, then all tests'
 	@echo 'make serve  leave the example app running, and print a curl line to try'
 	@echo 'make soak   a million calls with faults at random'
-	@echo 'make bench  all benchmarks'
+	@echo 'make bench  all benchmarks, with their plots (ONLY=cost: one of them)'
 
 install: $(VENV)/installed
 
@@ -64,8 +64,10 @@ lint: install
 soak: install
 	$(BIN)/python -m benchmarks.soak
 
+# Matplotlib draws the plots; other environments do without it. ONLY='cost hub' chooses.
 bench: install
-	$(BIN)/python -m benchmarks
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks $(ONLY)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

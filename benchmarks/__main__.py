@@ -1,7 +1,10 @@
-"""Runs all benchmarks one after the other, or lists them. A benchmark is a module here with a `main(arguments)`."""
+"""Runs all benchmarks one after the other, those named, or lists them. A benchmark is a module here with a
+`main(arguments)`; `--quick` is handed to those that know it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import subprocess
 import sys
@@ -16,17 +19,35 @@ def benchmarks() -> dict[str, str]:
     for path in sorted(HERE.glob("[!_]*.py")):
         tree = ast.parse(path.read_text())
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[f"benchmarks.{path.stem}"] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
 
 
-if __name__ == "__main__":
+def main() -> str | int:
+    found = benchmarks()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="*", help=f"of {', '.join(found)} (default: all)")
+    parser.add_argument("--list", action="store_true", help="which there are, and their questions")
+    parser.add_argument("--quick", action="store_true", help="a look at those that have a quick way")
+    options = parser.parse_args()
+    if unknown := set(options.name) - set(found):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(found)}")
     failed = []
-    for module, question in benchmarks().items():
-        print(f"python -m {module}\n    {question}", flush=True)
-        if "--list" not in sys.argv[1:]:
-            print(flush=True)
-            if subprocess.run([sys.executable, "-m", module], check=False).returncode:
-                failed.append(module)
-            print(flush=True)
-    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+    for name in options.name or found:
+        print(f"python -m benchmarks.{name}\n    {found[name]}", flush=True)
+        if options.list:
+            continue
+        print(flush=True)
+        quick = ["--quick"] if options.quick and _knows_quick(name) else []
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *quick], check=False).returncode:
+            failed.append(name)
+        print(flush=True)
+    return f"failed: {', '.join(failed)}" if failed else 0
+
+
+def _knows_quick(name: str) -> bool:
+    return "options.quick" in (HERE / f"{name}.py").read_text()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
