@@ -12,8 +12,13 @@ from ubatch.testing import Gate, RecordingHandler, VirtualRuntime
 
 WORLDS = [
     pytest.param((runtime, executor), id=f"{runtime}-{executor}")
-    for runtime in ("gevent", "threading")
-    for executor in ("native", "greenlet")
+    for runtime, executor in [
+        ("gevent", "native"),
+        ("gevent", "greenlet"),
+        ("gevent", "auto"),
+        ("threading", "native"),
+        ("threading", "greenlet"),
+    ]
 ]
 
 

@@ -39,7 +39,7 @@ _Self = TypeVar("_Self", bound="UBatch[Any, Any]")
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
-EXECUTORS = ("native", "greenlet")
+EXECUTORS = ("native", "greenlet", "auto")
 
 
 class Outputs(Protocol[_Out_co]):
@@ -61,10 +61,11 @@ class UBatch(Generic[In, Out]):
     a moment (some 0.1 ms) no call came.
 
     `executor` says where the handler runs: "native", on a native thread of the batcher's own, for handlers that
-    release the GIL; "greenlet", on the hub, for handlers that do cooperative input and output (with plain threads both
-    mean a native thread). `max_in_flight` is how many batches may be at the handler at once. `runtime` is "gevent",
-    "threading" or "auto": whichever world the first call in the process comes from. `name` appears in errors and as
-    the name of greenlets and threads (default: the handler's name).
+    release the GIL; "greenlet", on the hub, for handlers that do cooperative input and output; "auto", on the hub once
+    it has seen that the handler takes no more than 5 ms, natively until then and when it takes longer (with plain
+    threads all three mean a native thread). `max_in_flight` is how many batches may be at the handler at once.
+    `runtime` is "gevent", "threading" or "auto": whichever world the first call in the process comes from. `name`
+    appears in errors and as the name of greenlets and threads (default: the handler's name).
 
     `max_queue` is how many requests may be pending, at least `max_size`; one more gets `QueueFull` at once. `deadline`
     is how many seconds a call may take (see also `ubatch.deadline`); then it raises `QueueTimeout` or `ResultTimeout`.

@@ -80,7 +80,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def executor(self, kind: str, places: int, name: str) -> Executor:
-        """An executor of a `kind` ("native" or "greenlet") that runs up to `places` jobs at once. Anywhere."""
+        """An executor of a `kind` ("native", "greenlet" or "auto") that runs up to `places` jobs at once. Anywhere."""
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Call back when home ends while the process goes on. Most homes never do."""

@@ -32,6 +32,8 @@ from ._base import Executor, Runtime, Signal, Waiter
 from ._native import NativePool, _original
 from ._world import foreign_waiter
 
+SHORT = 0.005  # seconds; CPython's switch interval, for which a native thread may keep the hub away just as well
+REMEMBERED = 16  # batches; arbitrary: a handler that is long now and then keeps the hub away for one in so many
 CHUNK = 8  # callers that one callback of the loop wakes; after some callbacks it looks at its sockets
 
 
@@ -74,9 +76,11 @@ class GeventRuntime(Runtime):
                 run(_switch_all, at_home[first : first + CHUNK])
 
     def executor(self, kind: str, places: int, name: str) -> Executor:
+        on_hub = _GreenletExecutor(name)
         if kind == "greenlet":
-            return _GreenletExecutor(name)
-        return _NativeExecutor(self._hub, NativePool(places, name))
+            return on_hub
+        native = _NativeExecutor(self._hub, NativePool(places, name))
+        return native if kind == "native" else AutoExecutor(on_hub, native, self.clock)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         if self._hub.thread_ident != MAIN_THREAD_IDENT and get_hub_if_exists() is self._hub:
@@ -126,6 +130,36 @@ class HubWaiter:
             return None if self._set else self._result.wait(timeout)
         finally:
             self._watcher.stop()
+
+
+class AutoExecutor:
+    """On the hub while handlers are short, else native: `Executor`.
+
+    A native thread keeps the hub turning, and pays for it twice a batch by handing over, and all along by taking turns
+    at the interpreter's lock. Where the handler is done before its turn would end, the hub gains nothing by that.
+
+    So handlers run on the hub once the latest `REMEMBERED` batches took at most `SHORT` seconds each, wherever they
+    ran, and natively until then and after one that took longer.
+    """
+
+    def __init__(self, on_hub: Executor, native: Executor, clock: Callable[[], float]) -> None:
+        self._on_hub = on_hub
+        self._native = native
+        self._clock = clock
+        self._left = REMEMBERED  # batches until they may run on the hub
+
+    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+        def timed() -> None:
+            began = self._clock()
+            try:
+                job()
+            finally:
+                self._left = REMEMBERED if self._clock() - began > SHORT else max(0, self._left - 1)
+
+        (self._native if self._left else self._on_hub).start(timed, done)
+
+    def close(self) -> None:
+        self._native.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
