@@ -35,6 +35,7 @@ class DigitReader:
         self.batcher = UBatch[Image, Prediction](
             settings.max_size,
             settings.timeout,
+            eager=settings.eager,
             executor=settings.executor,
             max_queue=settings.max_queue,
             stall_after=STALL_AFTER,

@@ -29,6 +29,7 @@ class Settings:
 
     max_size: int
     timeout: float
+    eager: bool
     executor: str
     max_queue: int
     deadline: float
@@ -43,7 +44,10 @@ class Settings:
         return cls(
             max_size=max_size,
             timeout=reader.seconds("UBATCH_TIMEOUT", 0.005, most=10.0),
-            executor=reader.choice("UBATCH_EXECUTOR", "native", among=("native", "greenlet")),
+            eager=reader.yes("UBATCH_EAGER", True),
+            executor=reader.choice(
+                "UBATCH_EXECUTOR", "native", among=("native", "greenlet", "auto")
+            ),
             max_queue=reader.whole(
                 "UBATCH_MAX_QUEUE", max(1024, max_size), least=max_size, most=1_000_000
             ),

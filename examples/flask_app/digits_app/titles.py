@@ -49,6 +49,7 @@ class TitleChecker:
     @ubatch_decorator(
         max_size=100,
         timeout=0.01,
+        eager=True,
         executor="greenlet",
         name="titles",
         instruments=[instrument, *tracing.instruments()],

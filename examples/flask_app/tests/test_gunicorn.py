@@ -100,6 +100,7 @@ def test_a_body_of_unknown_length_is_limited_too(served: Server, length: int, st
 def test_a_request_that_waits_for_a_batch_is_answered_before_the_worker_ends(
     monkeypatch: pytest.MonkeyPatch, upstream: Server, unseen: Digits
 ) -> None:
+    monkeypatch.setenv("UBATCH_EAGER", "0")
     monkeypatch.setenv("UBATCH_TIMEOUT", "2")
     body = json.dumps({"pixels": unseen.images[0]})
     with running_app(upstream.url) as server, connected(server) as connection:

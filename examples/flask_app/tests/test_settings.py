@@ -13,6 +13,7 @@ def test_nothing_has_to_be_set() -> None:
     settings = Settings.read({})
     assert settings.max_size == 64
     assert settings.timeout == 0.005
+    assert settings.eager
     assert settings.executor == "native"
     assert settings.max_queue == 1024
     assert settings.deadline == 5.0
@@ -25,6 +26,7 @@ def test_every_setting_has_a_name_in_the_environment() -> None:
         {
             "UBATCH_MAX_SIZE": "8",
             "UBATCH_TIMEOUT": "0.25",
+            "UBATCH_EAGER": "0",
             "UBATCH_EXECUTOR": "greenlet",
             "UBATCH_MAX_QUEUE": "100",
             "UBATCH_DEADLINE": "1.5",
@@ -35,6 +37,7 @@ def test_every_setting_has_a_name_in_the_environment() -> None:
     assert settings == Settings(
         max_size=8,
         timeout=0.25,
+        eager=False,
         executor="greenlet",
         max_queue=100,
         deadline=1.5,
@@ -72,7 +75,7 @@ def test_an_empty_value_counts_as_not_set() -> None:
         ("UBATCH_TIMEOUT", "inf", "must be a number of seconds from 0 to 10, but got 'inf'"),
         ("UBATCH_DEADLINE", "0", "must be a number of seconds from 0.01 to 60, but got '0'"),
         ("UBATCH_MAX_QUEUE", "none", "must be a whole number from 64 to 1000000, but got 'none'"),
-        ("UBATCH_EXECUTOR", "gpu", "must be one of native, greenlet, but got 'gpu'"),
+        ("UBATCH_EXECUTOR", "gpu", "must be one of native, greenlet, auto, but got 'gpu'"),
         ("UPSTREAM_URL", "titles:80", "must be an address such as http://127.0.0.1:8001"),
         ("UPSTREAM_URL", "http://", "must be an address such as http://127.0.0.1:8001"),
         ("UPSTREAM_URL", "http://x:99999", "must be an address such as http://127.0.0.1:8001"),
