@@ -65,7 +65,8 @@ EAGER = Eager(max_size=3, timeout=5.0)
         ([], 100.0, True, Wait(inf, 1)),
         ([("a", 100.0)], 100.0, False, Wait(105.0, 3, or_quiet=True)),
         ([("a", 100.0)], 100.0, True, Close("a", 3, "idle")),
-        ([("a", 100.0)], 105.0, True, Close("a", 3, "timeout")),
+        ([("a", 100.0)], 105.0, False, Close("a", 3, "timeout")),
+        ([("a", 100.0)], 105.0, True, Close("a", 3, "idle")),
         ([("a", 100.0)] * 3, 100.0, True, Close("a", 3, "full")),
         ([("b", 101.0), ("b", 102.0), ("a", 100.0)], 103.0, True, Close("a", 3, "idle")),
         ([("b", 101.0)] * 3 + [("a", 100.0)], 103.0, True, Close("b", 3, "full")),
@@ -75,6 +76,24 @@ def test_when_an_eager_batch_is_due(
     items: list[tuple[str, float]], now: float, quiet: bool, decision: Close | Wait
 ) -> None:
     assert EAGER.decide(pending_of(*items), now, draining=False, quiet=quiet) == decision
+
+
+@pytest.mark.parametrize(
+    ("items", "now", "quiet", "decision"),
+    [
+        ([("a", 100.0)], 199.0, False, Wait(204.0, 3, or_quiet=True)),
+        ([("a", 100.0)], 199.0, True, Close("a", 3, "idle")),
+        ([("a", 100.0)], 204.0, False, Close("a", 3, "timeout")),
+        ([("a", 100.0)] * 3, 199.0, False, Close("a", 3, "full")),
+        ([("a", 200.0)], 202.0, False, Wait(205.0, 3, or_quiet=True)),
+        ([("a", 100.0), *[("b", 101.0)] * 3], 199.0, False, Wait(204.0, 6, or_quiet=True)),
+        ([("a", 100.0), *[("b", 101.0)] * 3], 199.0, True, Close("a", 3, "idle")),
+    ],
+)
+def test_an_eager_batch_waits_in_vain_only_since_there_is_a_place(
+    items: list[tuple[str, float]], now: float, quiet: bool, decision: Close | Wait
+) -> None:
+    assert EAGER.decide(pending_of(*items), now, draining=False, quiet=quiet, free_at=199.0) == decision
 
 
 def test_an_eager_drain_waits_for_no_company() -> None:

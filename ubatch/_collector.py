@@ -81,6 +81,7 @@ class Collector:
         self._in_flight: list[Batch] = []
         self._wanted = NEVER
         self._place_wanted = False  # the collector sleeps until a batch ends
+        self._free_at = -inf  # since when there has been a place at the handler
         self._quiet = False  # home had nothing else to do just now, and no call came
         self._running = False  # there is a collector task
         self._closing = False
@@ -281,8 +282,10 @@ class Collector:
             return
         with self.lock:
             if batch in self._in_flight:
-                self._in_flight.remove(batch)
                 self._learn(batch)
+                if len(self._in_flight) == self._options.max_in_flight:
+                    self._free_at = self.clock()
+                self._in_flight.remove(batch)
             waiters, answered, failed = batch.settle()
             self._tally.ends["answered"] += answered
             self._tally.ends["raised"] += failed
@@ -353,7 +356,7 @@ class Collector:
             self._place_wanted = True
             return self._sleep_until(inf)
         quiet, self._quiet = self._quiet, False
-        step = self._options.policy.decide(self._pending, now, self._closing, quiet)
+        step = self._options.policy.decide(self._pending, now, self._closing, quiet, self._free_at)
         if isinstance(step, Close):
             return self._close(step, now)
         self._wanted = step.wanted

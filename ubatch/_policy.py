@@ -106,8 +106,13 @@ class FixedWait(NamedTuple):
     max_size: int
     timeout: float
 
-    def decide(self, pending: Pending, now: float, draining: bool, quiet: bool = False) -> Close | Wait:
-        """What to do now, given that there is a place at the handler; `quiet` is what `Wait.or_quiet` asked for."""
+    def decide(
+        self, pending: Pending, now: float, draining: bool, quiet: bool = False, free_at: float = -inf
+    ) -> Close | Wait:
+        """What to do now, given that there is a place at the handler, and has been since `free_at`.
+
+        `quiet` is what `Wait.or_quiet` asked for.
+        """
         if not pending.count:
             return Wait(inf, 1)
         oldest = pending.oldest()
@@ -126,21 +131,30 @@ class FixedWait(NamedTuple):
 
 
 class Eager(FixedWait):
-    """Close a batch when nobody else can be on the way to it right now; else as `FixedWait` does.
+    """Close a batch when it is full, or when nobody else can be on the way to it right now.
 
-    Nobody can where home had nothing else to do, and meanwhile no call came.
+    Nobody can where home had nothing else to do, and meanwhile no call came (`quiet`). Where that does not come about,
+    a batch is closed once its oldest request has waited for `timeout` seconds in vain: while there was a place for it.
 
-    >>> pending = Pending()
-    >>> Eager(max_size=2, timeout=5.0).decide(pending, now=100.0, draining=False)
+    >>> Eager(max_size=2, timeout=5.0).decide(Pending(), now=100.0, draining=False)
     Wait(until=inf, wanted=1, or_quiet=False)
     """
 
     __slots__ = ()
 
-    def decide(self, pending: Pending, now: float, draining: bool, quiet: bool = False) -> Close | Wait:
+    def decide(
+        self, pending: Pending, now: float, draining: bool, quiet: bool = False, free_at: float = -inf
+    ) -> Close | Wait:
         step = super().decide(pending, now, draining)
-        if isinstance(step, Close) or not pending.count:
+        if not pending.count or (isinstance(step, Close) and step.reason != "timeout"):
             return step
+        oldest = pending.oldest()
         if quiet:
-            return Close(pending.oldest().shape, self.max_size, "idle")
-        return step._replace(or_quiet=True)
+            return Close(oldest.shape, self.max_size, "idle")
+        until = max(oldest.accepted_at, free_at) + self.timeout
+        if now >= until:
+            return Close(oldest.shape, self.max_size, "timeout")
+        if isinstance(step, Wait):
+            return Wait(until, step.wanted, or_quiet=True)
+        # The oldest comes before all others now, so only its own shape's filling is worth a wake-up.
+        return Wait(until, pending.count + self.max_size - pending.sizes()[oldest.shape], or_quiet=True)

@@ -43,7 +43,7 @@ class Settings:
         max_size = reader.whole("UBATCH_MAX_SIZE", 64, least=1, most=4096)
         return cls(
             max_size=max_size,
-            timeout=reader.seconds("UBATCH_TIMEOUT", 0.005, most=10.0),
+            timeout=reader.seconds("UBATCH_TIMEOUT", 0.02, most=10.0),
             eager=reader.yes("UBATCH_EAGER", True),
             executor=reader.choice(
                 "UBATCH_EXECUTOR", "native", among=("native", "greenlet", "auto")

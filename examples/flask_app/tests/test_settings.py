@@ -12,7 +12,7 @@ from digits_app.settings import Reader, Settings, SettingsError
 def test_nothing_has_to_be_set() -> None:
     settings = Settings.read({})
     assert settings.max_size == 64
-    assert settings.timeout == 0.005
+    assert settings.timeout == 0.02
     assert settings.eager
     assert settings.executor == "native"
     assert settings.max_queue == 1024
