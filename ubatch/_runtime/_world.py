@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from traceback import StackSummary, extract_stack
 from types import FrameType
+from typing import Any
 
 from ._base import Waiter
 from ._native import LockWaiter, get_ident, threading_is_patched
@@ -20,13 +22,10 @@ def is_green() -> bool:
     """Whether the caller may park as a greenlet."""
     if "gevent" not in sys.modules:
         return False
-    from gevent._hub_local import get_hub_if_exists
-    from gevent.hub import MAIN_THREAD_IDENT
-    from greenlet import getcurrent
-
+    get_hub_if_exists, getcurrent, main_thread = _gevent()
     if get_hub_if_exists() is not None and getcurrent().parent is not None:
         return True
-    return threading_is_patched() and bool(get_ident() == MAIN_THREAD_IDENT)
+    return bool(get_ident() == main_thread) and threading_is_patched()
 
 
 def stack_of_caller() -> Callable[[], StackSummary]:
@@ -48,9 +47,7 @@ def may_be_home() -> bool:
     """
     if not is_green():
         return False
-    from gevent.hub import MAIN_THREAD_IDENT
-
-    return bool(get_ident() == MAIN_THREAD_IDENT)
+    return bool(get_ident() == _gevent()[2])
 
 
 def foreign_waiter() -> Waiter:
@@ -63,6 +60,15 @@ def foreign_waiter() -> Waiter:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@cache  # each call asks, and an import statement takes a microsecond even where there is nothing left to import
+def _gevent() -> tuple[Callable[[], Any], Callable[[], Any], int]:
+    from gevent._hub_local import get_hub_if_exists
+    from gevent.hub import MAIN_THREAD_IDENT
+    from greenlet import getcurrent
+
+    return get_hub_if_exists, getcurrent, MAIN_THREAD_IDENT
 
 
 def _stack_of(frame: FrameType | None) -> StackSummary:
