@@ -72,12 +72,18 @@ SENTENCES = [
         made(),
         "Batches are closed by the timeout with 3 of 64: at this load a larger max_size changes nothing. A longer "
         "timeout would fill them more, and a shorter one would answer sooner: requests wait 4 ms on average, and the "
+        "handler takes 10 ms. With eager=True they would wait only while others are on the way.",
+    ),
+    (
+        made(reasons={"timeout": 90, "idle": 10}),
+        "Batches are closed by the timeout with 3 of 64: at this load a larger max_size changes nothing. A longer "
+        "timeout would fill them more, and a shorter one would answer sooner: requests wait 4 ms on average, and the "
         "handler takes 10 ms.",
     ),
     (
         made(size=1.1),
         "Batches are closed by the timeout with 1.1 of 64: at this load a larger max_size changes nothing. Calls come "
-        "alone, so batching saves nothing now, and a timeout of 0 would answer each of them 5 ms sooner.",
+        "alone, so batching saves nothing now, and eager=True would answer each of them 5 ms sooner.",
     ),
     (
         made(timeout=0.0, wait=0.0001),
@@ -121,6 +127,33 @@ SENTENCES = [
         made(size=40, reasons={"full": 50, "timeout": 50}),
         "Some batches are closed full and some by the timeout, 40 of 64 on average: max_size and timeout fit each "
         "other at this load. A larger max_size needs a longer timeout to be filled.",
+    ),
+    (
+        made(reasons={"idle": 100}, wait=0.0002, size=1.1),
+        "Batches are closed because nobody else is on the way, with 1.1 of 64: at this load neither timeout nor "
+        "max_size matters. Calls come alone, and each goes at once: batching saves nothing now, and costs no wait.",
+    ),
+    (
+        made(reasons={"idle": 100}, wait=0.0002),
+        "Batches are closed because nobody else is on the way, with 3 of 64: at this load neither timeout nor "
+        "max_size matters. The handler keeps up, and nobody waits in vain.",
+    ),
+    (
+        made(reasons={"idle": 80, "full": 20}, wait=0.004),
+        "Batches are closed because nobody else is on the way, with 3 of 64: at this load neither timeout nor "
+        "max_size matters. Requests wait 4 ms on average, mostly for a place at the handler, which takes 10 ms: a "
+        "faster one would answer sooner.",
+    ),
+    (
+        made(reasons={"idle": 50, "full": 50}, size=40),
+        "Some batches are closed because nobody else is on the way, and some full, 40 of 64 on average: the timeout "
+        "does not matter. A larger max_size would take more when many calls come at once.",
+    ),
+    (
+        made(reasons={"idle": 50, "full": 10, "timeout": 40}, size=40),
+        "Some batches are closed because nobody else is on the way, and some by the timeout, 40 of 64 on average: at "
+        "times others are on the way for longer than that. A longer timeout would fill these batches more, and a "
+        "shorter one would answer sooner.",
     ),
     (
         made(reasons={"drain": 100}),
@@ -316,7 +349,7 @@ class Quiet(WSGIRequestHandler):
 def address() -> Iterator[str]:
     """Where a page is served, of a batcher that was called and one that was not answered at once."""
     app = make_app(UBATCH_PAGE="/ubatch")
-    batcher = UBatch[int, int](64, 0.001, runtime="threading", name="<b>digits</b>").set_handler(list)
+    batcher = UBatch[int, int](64, 0.001, eager=True, runtime="threading", name="<b>digits</b>").set_handler(list)
     for size in (1, 2, 3, 40, 64):
         batcher.map(range(size))
     app.get("/call")(lambda: str(batcher.ubatch(7)))
@@ -367,6 +400,12 @@ def text(browser: Any, selector: str) -> str:
     return str(browser.execute_script("return document.querySelector(arguments[0]).textContent", selector))
 
 
+ROWS = """
+    const rows = [...document.querySelectorAll(`${arguments[0]} tbody tr`)];
+    return rows.map(row => [row.cells[0].textContent, row.cells[1].textContent]);
+"""
+
+
 @pytest.mark.timeout(120)
 def test_a_browser_shows_the_figures_and_the_sentence(browser: Any, address: str) -> None:
     look(browser, address)
@@ -376,6 +415,9 @@ def test_a_browser_shows_the_figures_and_the_sentence(browser: Any, address: str
     assert re.match(r"Worker \d+ on .+, live", text(browser, "#where"))
     assert len(browser.execute_script("return document.querySelectorAll('figure svg .bar')")) > 3
     assert "· n for a batch of n" in text(browser, "figure:nth-child(3) .settings")
+    reasons = browser.execute_script(ROWS, "figure:nth-child(4)")
+    assert {label for label, _ in reasons} == {"nobody else on the way", "full", "the timeout", "a stop"}
+    assert sum(int(count) for _, count in reasons) == 5
     assert browser.get_log("browser") == []
 
 

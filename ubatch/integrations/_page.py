@@ -227,6 +227,8 @@ def _limit(statistics: Statistics) -> str:
     most = max(statistics.reasons, key=statistics.reasons.__getitem__)
     if statistics.reasons[most] >= MOSTLY * statistics.batches:
         return _reason_limits(most, statistics)
+    if _is_eager(statistics):
+        return _several_reasons_limit(statistics)
     return (
         f"Some batches are closed full and some by the timeout, {_filled(statistics)} on average: max_size and timeout "
         "fit each other at this load. A larger max_size needs a longer timeout to be filled."
@@ -235,8 +237,12 @@ def _limit(statistics: Statistics) -> str:
 
 def _waits_for_a_place(statistics: Statistics) -> bool:
     """Whether requests wait for longer than a batch would be kept open while there is a place at the handler."""
-    noticeable = max(TIMER, statistics.handler_seconds.mean / 4)
-    return statistics.queue_seconds.mean > statistics.timeout + noticeable
+    return statistics.queue_seconds.mean > statistics.timeout + _noticeable(statistics)
+
+
+def _noticeable(statistics: Statistics) -> float:
+    """Seconds of waiting that are more than what a timer may be late."""
+    return max(TIMER, statistics.handler_seconds.mean / 4)
 
 
 def _handler_limits(statistics: Statistics) -> str:
@@ -270,6 +276,8 @@ def _reason_limits(reason: str, statistics: Statistics) -> str:
         return _size_limits(statistics)
     if reason == "timeout":
         return _load_limits(statistics)
+    if reason == "idle":
+        return _company_limits(statistics)
     return "Most batches were closed because the batcher was stopping: this says nothing of the load."
 
 
@@ -296,14 +304,51 @@ def _load_limits(statistics: Statistics) -> str:
         return f"{told} With a timeout of 0 nobody waits for company while there is a place at the handler."
     if statistics.sizes.mean < LONE:
         return (
-            f"{told} Calls come alone, so batching saves nothing now, and a timeout of 0 would answer each of them "
+            f"{told} Calls come alone, so batching saves nothing now, and eager=True would answer each of them "
             f"{_time(statistics.timeout)} sooner."
         )
-    return (
+    told = (
         f"{told} A longer timeout would fill them more, and a shorter one would answer sooner: requests wait "
         f"{_time(statistics.queue_seconds.mean)} on average, and the handler takes "
         f"{_time(statistics.handler_seconds.mean)}."
     )
+    return (
+        told if _is_eager(statistics) else f"{told} With eager=True they would wait only while others are on the way."
+    )
+
+
+def _company_limits(statistics: Statistics) -> str:
+    told = (
+        f"Batches are closed because nobody else is on the way, with {_filled(statistics)}: at this load neither "
+        "timeout nor max_size matters."
+    )
+    if statistics.queue_seconds.mean > _noticeable(statistics):
+        return (
+            f"{told} Requests wait {_time(statistics.queue_seconds.mean)} on average, mostly for a place at the "
+            f"handler, which takes {_time(statistics.handler_seconds.mean)}: a faster one would answer sooner."
+        )
+    if statistics.sizes.mean < LONE:
+        return f"{told} Calls come alone, and each goes at once: batching saves nothing now, and costs no wait."
+    return f"{told} The handler keeps up, and nobody waits in vain."
+
+
+def _several_reasons_limit(statistics: Statistics) -> str:
+    """Of a batcher with `eager`."""
+    told = f"Some batches are closed because nobody else is on the way, and some {{}}, {_filled(statistics)} on average"
+    if statistics.reasons.get("full", 0) >= statistics.reasons.get("timeout", 0):
+        return (
+            f"{told.format('full')}: the timeout does not matter. A larger max_size would take more when many calls "
+            "come at once."
+        )
+    return (
+        f"{told.format('by the timeout')}: at times others are on the way for longer than that. A longer timeout would "
+        "fill these batches more, and a shorter one would answer sooner."
+    )
+
+
+def _is_eager(statistics: Statistics) -> bool:
+    """Whether it is known to be: its options do not stand in the statistics."""
+    return "idle" in statistics.reasons
 
 
 def _calls(count: int, statistics: Statistics) -> str:
