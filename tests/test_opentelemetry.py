@@ -22,7 +22,7 @@ from .serving import Gunicorn
 pytest.importorskip("opentelemetry.sdk")
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, StaticSampler
@@ -239,6 +239,34 @@ def test_a_call_that_no_batch_took_says_how_long_it_was_for_nothing(
     assert dict(tracing.spans()["refused"].attributes or {}) == {}
     gate.open()
     runtime.settle()
+
+
+class _WhenABatchStarts(SpanProcessor):
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        if span.name == "batch b":
+            self._then()
+
+
+def test_a_caller_that_gives_up_while_its_batch_starts_does_no_harm(
+    harness: Harness, runtime: VirtualRuntime, tracing: Tracing
+) -> None:
+    batcher, _ = harness.batcher(max_size=2, instruments=[tracing.instrument], name="b")
+    requests: list[Any] = []
+    tracing.provider.add_span_processor(_WhenABatchStarts(lambda: tracing.instrument.call_ended(requests[0])))
+    span = tracing.tracer.start_span("request")
+    with trace.use_span(span):
+        requests.append(batcher.submit(1))
+    batcher.submit(2)
+    runtime.settle()
+    assert requests[0].result() == requests[0].result() == 1
+    span.end()
+    spans = tracing.spans()
+    batch = ids(spans["batch b"])
+    assert [ids(link) for link in spans["request"].links] == [batch]
+    assert [ids(link) for link in spans["batch b"].links] == [ids(spans["request"])]
 
 
 @pytest.mark.parametrize("runtime_name", ["gevent", "threading"])

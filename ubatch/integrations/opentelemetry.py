@@ -18,7 +18,7 @@ Guarantees:
 | --- | --- |
 | `messaging.batch.message_count` | how many requests it holds |
 | `ubatch.batcher` | the batcher's name |
-| `ubatch.batch.reason` | why it was closed: "full", "timeout", "drain" |
+| `ubatch.batch.reason` | why it was closed: "full", "timeout", "idle", "drain" |
 | `ubatch.batch.failed_count` | how many of its requests failed; where some did |
 | `error.type` | the error of the whole batch, which is recorded as an exception too |
 
@@ -99,6 +99,8 @@ class _Tracing(Instrument):
         )
         batch.notes[self] = span, started_at
         if span.is_recording():
+            # A caller that gives up meanwhile has taken its note already, and this one is put in its place. It goes
+            # with the request; who asks that for its result again gets the link then.
             for notes, callers_span, _ in noted:
                 notes[self] = callers_span, span.get_span_context()
 
