@@ -14,6 +14,7 @@ import functools
 import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,26 @@ class Missing(Exception):
     """The environment of a peer cannot be made here."""
 
 
+FAILURES = (Missing, subprocess.SubprocessError)  # of a row that runs in an environment and a process of its own
+
+
 def environment(peer: str, *more: str) -> str:
     """The path of the interpreter of a peer's environment, with these packages in it too. Raises Missing."""
     return _environment(peer, tuple(more))
+
+
+def same(*packages: str) -> list[str]:
+    """These packages at the version that is installed here, for `environment`."""
+    return [f"{package}=={version(package).partition('+')[0]}" for package in packages]
+
+
+def reason(error: Exception) -> str:
+    """Why a row failed, of `FAILURES`, in a line for a table: no command, and no path."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"no figure within {error.timeout:.0f} s"
+    if isinstance(error, subprocess.CalledProcessError):
+        return ((error.stderr or "").strip().splitlines() or [f"exit status {error.returncode}"])[-1]
+    return str(error)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -65,5 +83,6 @@ def _run(peer: str, *command: Any) -> None:
         raise Missing(f"{peer} took more than {LIMIT:.0f} s to install") from None
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if line.startswith(("ERROR", "Error"))]
-        reason = (lines or error.stderr.splitlines() or ["no reason given"])[0]
-        raise Missing(f"{peer} cannot be installed: {reason}") from None
+        told = (lines or error.stderr.splitlines() or ["no reason given"])[0]
+        where = "host=" in told or "://" in told  # the reader's index is the reader's business
+        raise Missing(f"{peer} cannot be installed: {'no answer from the package index' if where else told}") from None

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._callers import SYSTEMS
-from benchmarks._peers import PEERS, Missing, environment
+from benchmarks._peers import FAILURES, PEERS, environment, reason
 from benchmarks._report import COLOURS, Report, parser, spread
 
 if TYPE_CHECKING:
@@ -130,12 +130,8 @@ class Costs:
             return
         try:
             self._figures[cell][self.rounds] = _in_a_process(*cell, self._seconds)
-        except Missing as error:
-            self.failed[cell] = str(error)
-        except subprocess.TimeoutExpired:
-            self.failed[cell] = f"no figure within {LIMIT:.0f} s"
-        except subprocess.CalledProcessError as error:
-            self.failed[cell] = (error.stderr.strip().splitlines() or ["wrong answers"])[-1]
+        except FAILURES as error:
+            self.failed[cell] = reason(error)
 
 
 def plot(figure: Figure, rows: list[dict[str, Any]]) -> None:
@@ -173,9 +169,9 @@ def _print_world(report: Report, costs: Costs, world: str, callers: Sequence[int
     if AT in callers:
         print(f"{world}: at {AT} callers\n")
         report.table(["", "us per call", "of the processor", "ratio to the floor", "batch"], _at(costs, world))
-    for (where, system, many), reason in costs.failed.items():
+    for (where, system, many), why in costs.failed.items():
         if where == world:
-            print(f"none: {system}, {many:,} callers: {reason}")
+            print(f"none: {system}, {many:,} callers: {why}")
     report.steady(f"{world}, the floor at {AT} callers", costs.of((world, "floor", AT), "wall"))
     print()
 

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks._peers import PEERS, Missing, environment
+from benchmarks._peers import FAILURES, PEERS, environment, reason, same
 from benchmarks._report import COLOURS, Report, number, parser, spread
 
 KINDS = ("numpy", "torch", "python")
@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         for cell, found in gaps.items():
             try:
                 found.extend(_run(*cell, batches))
-            except (Missing, subprocess.SubprocessError) as error:
-                notes[cell] = str(error).splitlines()[0]
+            except FAILURES as error:
+                notes[cell] = reason(error)
     rows = [[*cell, spread(found) if found else notes[cell]] for cell, found in gaps.items()]
     report.table(("handler", "way", "longest gap, ms"), rows)
     met = _print_requirements(report, gaps)
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(kind: str, way: str, batches: int) -> list[float]:
-    python = environment(way, *([kind] if kind != "python" else [])) if way in PEERS else sys.executable
+    python = environment(way, *(same(kind) if kind != "python" else [])) if way in PEERS else sys.executable
     command = [python, "-I", str(Path(__file__).with_name("_hub.py")), kind, way, str(batches)]
     one = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     done = subprocess.run(command, env=os.environ | one, capture_output=True, text=True, check=True, timeout=LIMIT)

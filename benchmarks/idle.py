@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks._peers import PEERS, Missing, environment
+from benchmarks._peers import FAILURES, PEERS, environment, reason
 from benchmarks._report import Report, number, parser
 
 ROWS = [
@@ -64,8 +64,8 @@ def _idle(world: str, system: str, seconds: float) -> dict[str, Any]:
     try:
         python = environment(system) if system in PEERS else sys.executable
         found = _run(python, "idle", world, system, seconds)
-    except (Missing, subprocess.SubprocessError) as error:
-        return row | {"note": str(error).splitlines()[0]}
+    except FAILURES as error:
+        return row | {"note": reason(error)}
     return row | {
         "switches": found["switches"],
         "processor": found["processor"] * 1000,

@@ -31,7 +31,7 @@ def test_each_system_of_ours_answers_in_a_process_of_its_own(tmp_path: Path) -> 
         (Missing("it cannot be installed"), "it cannot be installed"),
         (subprocess.TimeoutExpired("it", cost.LIMIT), "no figure within 20 s"),
         (subprocess.CalledProcessError(1, "it", stderr="Traceback\nImportError: no it\n"), "ImportError: no it"),
-        (subprocess.CalledProcessError(1, "it", stderr=""), "wrong answers"),
+        (subprocess.CalledProcessError(1, "it", stderr=""), "exit status 1"),
     ],
 )
 def test_what_cannot_be_measured_is_marked_and_not_tried_again(
