@@ -142,6 +142,8 @@ def plot(figure: Figure, data: dict[str, Any]) -> None:
     for axes, load in zip(panels[0], loads, strict=True):
         for n, kind in enumerate(KINDS):
             here = {cell.length: rounds for cell, rounds in cells.items() if (cell.load, cell.kind) == (load, kind)}
+            if not here:
+                continue
             for executor, style in (("native", "-"), ("auto", ":")):
                 y = [spread(ratios(rounds, executor, "greenlet")).median for rounds in here.values()]
                 label = kind if executor == "native" else None
