@@ -46,7 +46,7 @@ def main() -> str | int:
 
 
 def _knows_quick(name: str) -> bool:
-    return "options.quick" in (HERE / f"{name}.py").read_text()
+    return ".quick" in (HERE / f"{name}.py").read_text()
 
 
 if __name__ == "__main__":
