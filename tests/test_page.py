@@ -508,6 +508,22 @@ def test_it_fits_a_phone_and_is_readable_in_light_and_dark(
 
 
 @pytest.mark.timeout(120)
+def test_settings_that_were_not_known_at_first_are_shown_later(browser: Any, address: str) -> None:
+    look(browser, address)
+    browser.execute_script(
+        """
+        const real = window.fetch;
+        window.fetch = async (...request) => {
+            const told = await (await real(...request)).json();
+            told.batchers[0].runtime = "another";
+            return new Response(JSON.stringify(told));
+        };
+        """
+    )
+    wait(browser, "return document.querySelector('.settings').textContent.endsWith(' · another')")
+
+
+@pytest.mark.timeout(120)
 def test_behind_several_workers_it_stays_with_one_and_offers_the_others(browser: Any, address: str) -> None:
     look(browser, address)
     other = json.dumps(dataclasses.asdict(made())["name"])
