@@ -36,7 +36,7 @@ LOADS = {"1 caller": (1, 0.0), "64 callers": (64, 0.0), "64 that work": (64, OF_
 TICK = 0.001
 WARM = 0.05  # seconds, at least
 SETTLED = 20  # batches of a short handler, after which "auto" has chosen
-FEWEST = 10  # batches in a window, at least
+FEWEST = 8  # batches in a window, at least
 MOST = 8.0  # seconds for a window, or for warming up, at most
 
 get_ident = monkey.get_original("_thread", "get_ident")

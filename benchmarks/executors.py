@@ -166,7 +166,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     chosen = options.parse_args(arguments)
     chosen.lengths = sorted(chosen.lengths or ((1.0, 20.0) if chosen.quick else LENGTHS))
     chosen.rounds = chosen.rounds or (1 if chosen.quick else 3)
-    chosen.seconds = chosen.seconds or (0.1 if chosen.quick else 0.3)
+    chosen.seconds = chosen.seconds or (0.1 if chosen.quick else 0.25)
     return chosen
 
 
