@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -56,6 +57,7 @@ def _invitation(url: str) -> str:
 The Swagger page: {url}/
 
 What the batchers do: {url}/ubatch (for Prometheus: {url}/metrics)
+{_traces()}
 
 Try it (the image shows a 3):
 
@@ -64,6 +66,12 @@ curl -d '{pixels}' {url}/predict
 curl -d '{title}' {url}/title
 
 Ctrl-C stops it."""
+
+
+def _traces() -> str:
+    if os.environ.get("OTEL_TRACES_EXPORTER") == "console":
+        return "Traces: a span for each request and for each batch, printed here as JSON."
+    return "Traces: set OTEL_TRACES_EXPORTER=console, and they are printed here."
 
 
 if __name__ == "__main__":
