@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [[*(row[heading] for heading in headings[:4]), Spread(*row["measured"]), row["verdict"]]
             for row in data["targets"]]  # fmt: skip
     report.table(headings, rows)
-    missed = any(row["verdict"] == "MISSED" for row in data["targets"])
+    missed = any(row["verdict"] in ("MISSED", "not measured") for row in data["targets"])
     return report.save(data, plot) or int(missed and not options.quick)
 
 
@@ -113,8 +113,8 @@ class Figures:
         self.of: dict[Cell, dict[int, dict[str, float]]] = defaultdict(dict)
 
     def values(self, cell: Cell, what: str = "requests") -> list[float]:
-        """Of all rounds."""
-        return [figures[what] for figures in self.of.get(cell, {}).values()]
+        """Of all rounds. None where one failed."""
+        return [] if cell in self.failed else [figures[what] for figures in self.of.get(cell, {}).values()]
 
     def median(self, cell: Cell, what: str = "requests") -> float:
         """NaN where there is none."""
@@ -123,7 +123,7 @@ class Figures:
 
     def ratios(self, cell: Cell, to: Cell) -> list[float]:
         """Of the requests per second, in the rounds that have both."""
-        ours, theirs = self.of.get(cell, {}), self.of.get(to, {})
+        ours, theirs = ({} if each in self.failed else self.of.get(each, {}) for each in (cell, to))
         return [ours[n]["requests"] / theirs[n]["requests"] for n in ours if n in theirs]
 
     def data(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def plot(figure: Figure, data: dict[str, Any]) -> None:
         axes.set(title=f"{model}: {of_model['milliseconds, by images'][1]:.2g} ms for one image",
                  xlabel="connections", xscale="log", yscale="log")  # fmt: skip
         axes.set_xticks(ticks, [str(n) for n in ticks])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
     panels[0][0].set_ylabel("requests per second")
     if panels[0][-1].lines:
         panels[0][-1].legend(fontsize=7)
