@@ -75,12 +75,6 @@ SENTENCES = [
         "handler takes 10 ms. With eager=True they would wait only while others are on the way.",
     ),
     (
-        made(reasons={"timeout": 90, "idle": 10}),
-        "Batches are closed by the timeout with 3 of 64: at this load a larger max_size changes nothing. A longer "
-        "timeout would fill them more, and a shorter one would answer sooner: requests wait 4 ms on average, and the "
-        "handler takes 10 ms.",
-    ),
-    (
         made(size=1.1),
         "Batches are closed by the timeout with 1.1 of 64: at this load a larger max_size changes nothing. Calls come "
         "alone, so batching saves nothing now, and eager=True would answer each of them 5 ms sooner.",
@@ -156,10 +150,34 @@ SENTENCES = [
         "shorter one would answer sooner.",
     ),
     (
+        made(reasons={"idle": 20, "drain": 30}, batches=50, wait=0.0002),
+        "Batches are closed because nobody else is on the way, with 3 of 64: at this load neither timeout nor "
+        "max_size matters. The handler keeps up, and nobody waits in vain.",
+    ),
+    (
         made(reasons={"drain": 100}),
         "Most batches were closed because the batcher was stopping: this says nothing of the load.",
     ),
     (made(max_size=1, size=1), "max_size is 1: every call is a batch of its own."),
+]
+EAGER = [
+    (
+        made(reasons={"timeout": 90, "idle": 10}),
+        "Batches are closed by the timeout with 3 of 64: at this load a larger max_size changes nothing. A longer "
+        "timeout would fill them more, and a shorter one would answer sooner: requests wait 4 ms on average, and the "
+        "handler takes 10 ms.",
+    ),
+    (
+        made(size=1.1),
+        "Batches are closed by the timeout with 1.1 of 64: at this load a larger max_size changes nothing. Calls come "
+        "alone, so batching saves nothing now, and a shorter timeout would answer each of them sooner: the process has "
+        "other work for longer than it.",
+    ),
+    (
+        made(size=40, reasons={"full": 50, "timeout": 50}),
+        "Some batches are closed full and some by the timeout, 40 of 64 on average: max_size and timeout fit each "
+        "other at this load. A larger max_size needs a longer timeout to be filled.",
+    ),
 ]
 TROUBLES = [
     ({"stalled": True}, "The handler is stuck: it has not come back for longer than stall_after. "),
@@ -172,6 +190,19 @@ TROUBLES = [
 @pytest.mark.parametrize(("statistics", "sentence"), SENTENCES, ids=range(len(SENTENCES)))
 def test_it_says_in_plain_words_what_limits_a_batcher(statistics: Statistics, sentence: str) -> None:
     assert what_limits(statistics) == sentence
+
+
+@pytest.mark.parametrize(("statistics", "sentence"), EAGER, ids=range(len(EAGER)))
+def test_it_does_not_advise_a_batcher_to_be_what_it_is(statistics: Statistics, sentence: str) -> None:
+    assert what_limits(statistics, eager=True) == sentence
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_page_knows_whether_a_batcher_is_eager(harness: Harness, runtime: VirtualRuntime, eager: bool) -> None:
+    batcher, _ = harness.batcher(max_size=2, timeout=0.005, eager=eager)
+    batcher.submit(1)
+    runtime.advance(0.005)
+    assert Page([batcher]).snapshot()["batchers"][0]["eager"] is eager
 
 
 @pytest.mark.parametrize(("fields", "sentence"), TROUBLES, ids=[*(str(fields) for fields, _ in TROUBLES)])
@@ -410,7 +441,7 @@ ROWS = """
 def test_a_browser_shows_the_figures_and_the_sentence(browser: Any, address: str) -> None:
     look(browser, address)
     assert text(browser, "h2") == "<b>digits</b>"
-    assert text(browser, ".settings") == "max_size 64 · timeout 1 ms · max_in_flight 1 · threading"
+    assert text(browser, ".settings") == "max_size 64 · timeout 1 ms · eager · max_in_flight 1 · threading"
     assert text(browser, ".limit").startswith(("Batches are", "Some batches", "The handler is the limit"))
     assert re.match(r"Worker \d+ on .+, live", text(browser, "#where"))
     assert len(browser.execute_script("return document.querySelectorAll('figure svg .bar')")) > 3

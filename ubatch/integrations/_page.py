@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from .._batcher import UBatch, called_here
+from .._policy import Eager
 from .._runtime._native import allocate_lock
 from .._statistics import ENDS, Cost, Histogram, Statistics
 
@@ -97,19 +98,21 @@ class Page:
             if not kept or now - kept[-1].at >= KEPT_EVERY:
                 kept.append(_Look(now, os.getpid(), statistics))
         recent = None if earlier is None else since(earlier.statistics, statistics)
+        eager = isinstance(batcher._options.policy, Eager)
         return {
             "id": f"{id(batcher):x}",
             "name": statistics.name,
             "runtime": statistics.runtime,
             "max_size": statistics.max_size,
             "timeout": statistics.timeout,
+            "eager": eager,
             "max_in_flight": statistics.max_in_flight,
             "pending": statistics.pending,
             "in_flight": statistics.in_flight,
             "stalled": statistics.stalled,
             "stopped": statistics.stopped,
-            "total": _told(statistics, None),
-            "recent": None if recent is None or earlier is None else _told(recent, now - earlier.at),
+            "total": _told(statistics, eager, None),
+            "recent": None if recent is None or earlier is None else _told(recent, eager, now - earlier.at),
         }
 
 
@@ -134,13 +137,15 @@ def since(before: Statistics, now: Statistics) -> Statistics | None:
     )
 
 
-def what_limits(statistics: Statistics) -> str:
+def what_limits(statistics: Statistics, *, eager: bool = False) -> str:
     """In plain words, what keeps this batcher from answering more calls, or sooner, and what would change that.
+
+    `eager` is the batcher's option, which does not stand in its statistics.
 
     >>> what_limits(UBatch[int, int](64, 0.005).set_handler(list).statistics())
     'There has been no batch: nothing can be said yet.'
     """
-    return " ".join([*_troubles(statistics), _limit(statistics)])
+    return " ".join([*_troubles(statistics), _limit(statistics, eager)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,11 +171,11 @@ def _difference(before: Histogram, now: Histogram) -> Histogram:
     return Histogram(now.bounds, counts, now.sum - before.sum if any(counts) else 0.0)
 
 
-def _told(statistics: Statistics, seconds: float | None) -> dict[str, Any]:
+def _told(statistics: Statistics, eager: bool, seconds: float | None) -> dict[str, Any]:
     """What JSON can say of it. `seconds` is how long it was counted, where that is known."""
     return {
         "seconds": seconds,
-        "limit": what_limits(statistics),
+        "limit": what_limits(statistics, eager=eager),
         **{end: getattr(statistics, end) for end in ENDS},
         "calls": statistics.calls,
         "batches": statistics.batches,
@@ -217,17 +222,20 @@ def _troubles(statistics: Statistics) -> list[str]:
     return told
 
 
-def _limit(statistics: Statistics) -> str:
+def _limit(statistics: Statistics, eager: bool) -> str:
     if not statistics.batches:
         return "There has been no batch: nothing can be said yet."
     if statistics.max_size == 1:
         return "max_size is 1: every call is a batch of its own."
     if _waits_for_a_place(statistics):
         return _handler_limits(statistics)
-    most = max(statistics.reasons, key=statistics.reasons.__getitem__)
-    if statistics.reasons[most] >= MOSTLY * statistics.batches:
-        return _reason_limits(most, statistics)
-    if _is_eager(statistics):
+    counts = dict(statistics.reasons)
+    if counts.get("drain", 0) < MOSTLY * statistics.batches:  # what is left tells of the load
+        counts.pop("drain", None)
+    most = max(counts, key=counts.__getitem__)
+    if counts[most] >= MOSTLY * sum(counts.values()):
+        return _reason_limits(most, statistics, eager)
+    if "idle" in counts:
         return _several_reasons_limit(statistics)
     return (
         f"Some batches are closed full and some by the timeout, {_filled(statistics)} on average: max_size and timeout "
@@ -271,11 +279,11 @@ def _would_larger_help(statistics: Statistics) -> str:
     )
 
 
-def _reason_limits(reason: str, statistics: Statistics) -> str:
+def _reason_limits(reason: str, statistics: Statistics, eager: bool) -> str:
     if reason == "full":
         return _size_limits(statistics)
     if reason == "timeout":
-        return _load_limits(statistics)
+        return _load_limits(statistics, eager)
     if reason == "idle":
         return _company_limits(statistics)
     return "Most batches were closed because the batcher was stopping: this says nothing of the load."
@@ -296,25 +304,27 @@ def _size_limits(statistics: Statistics) -> str:
     )
 
 
-def _load_limits(statistics: Statistics) -> str:
+def _load_limits(statistics: Statistics, eager: bool) -> str:
     told = (
         f"Batches are closed by the timeout with {_filled(statistics)}: at this load a larger max_size changes nothing."
     )
     if not statistics.timeout:
         return f"{told} With a timeout of 0 nobody waits for company while there is a place at the handler."
     if statistics.sizes.mean < LONE:
-        return (
-            f"{told} Calls come alone, so batching saves nothing now, and eager=True would answer each of them "
-            f"{_time(statistics.timeout)} sooner."
-        )
+        return f"{told} Calls come alone, so batching saves nothing now, and {_sooner(statistics, eager)}"
     told = (
         f"{told} A longer timeout would fill them more, and a shorter one would answer sooner: requests wait "
         f"{_time(statistics.queue_seconds.mean)} on average, and the handler takes "
         f"{_time(statistics.handler_seconds.mean)}."
     )
-    return (
-        told if _is_eager(statistics) else f"{told} With eager=True they would wait only while others are on the way."
-    )
+    return told if eager else f"{told} With eager=True they would wait only while others are on the way."
+
+
+def _sooner(statistics: Statistics, eager: bool) -> str:
+    """What would spare a lone call its wait."""
+    if eager:
+        return "a shorter timeout would answer each of them sooner: the process has other work for longer than it."
+    return f"eager=True would answer each of them {_time(statistics.timeout)} sooner."
 
 
 def _company_limits(statistics: Statistics) -> str:
@@ -333,7 +343,7 @@ def _company_limits(statistics: Statistics) -> str:
 
 
 def _several_reasons_limit(statistics: Statistics) -> str:
-    """Of a batcher with `eager`."""
+    """Of a batcher with `eager`, where no reason prevails."""
     told = f"Some batches are closed because nobody else is on the way, and some {{}}, {_filled(statistics)} on average"
     if statistics.reasons.get("full", 0) >= statistics.reasons.get("timeout", 0):
         return (
@@ -344,11 +354,6 @@ def _several_reasons_limit(statistics: Statistics) -> str:
         f"{told.format('by the timeout')}: at times others are on the way for longer than that. A longer timeout would "
         "fill these batches more, and a shorter one would answer sooner."
     )
-
-
-def _is_eager(statistics: Statistics) -> bool:
-    """Whether it is known to be: its options do not stand in the statistics."""
-    return "idle" in statistics.reasons
 
 
 def _calls(count: int, statistics: Statistics) -> str:
