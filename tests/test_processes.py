@@ -161,6 +161,57 @@ def test_the_hub_of_another_thread_is_not_chosen_as_home() -> None:
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+@pytest.mark.parametrize("first", ["gevent", "ubatch"])
+def test_greenlets_of_two_threads_come_first_at_once(first: str) -> None:
+    """The gevent half of the package is imported then. A greenlet that waits for an import gets LoopExit."""
+    imports = ["from gevent import monkey; monkey.patch_all()", "from ubatch import UBatch"]
+    done = run(
+        "; ".join(imports if first == "gevent" else reversed(imports))
+        + textwrap.dedent("""
+        import sys, gevent
+        from gevent.event import AsyncResult
+        from importlib.machinery import PathFinder, SourceFileLoader
+        from ubatch._runtime._native import _start_new_thread, allocate_lock
+
+        importing, never = allocate_lock(), allocate_lock()
+        importing.acquire()
+        never.acquire()
+
+        class Slow(SourceFileLoader):
+            def exec_module(self, module):
+                importing.release()
+                never.acquire(timeout=0.2)  # both are on their way
+                super().exec_module(module)
+
+        class Finder(PathFinder):
+            @classmethod
+            def find_spec(cls, name, path=None, target=None):
+                if name == "ubatch._runtime._gevent":
+                    spec = super().find_spec(name, path, target)
+                    spec.loader = Slow(name, spec.origin)
+                    return spec
+
+        sys.meta_path.insert(0, Finder)
+        batcher = UBatch(1, 0, runtime="threading").set_handler(list)
+        result = AsyncResult()
+        loop = gevent.get_hub().loop
+
+        def of_another_thread():
+            importing.acquire(timeout=0.2)
+            try:
+                answer = gevent.spawn(batcher.ubatch, 1).get()
+            except gevent.exceptions.LoopExit as error:
+                answer = repr(error)
+            loop.run_callback_threadsafe(result.set, answer)
+            gevent.get_hub().destroy(destroy_loop=True)
+
+        _start_new_thread(of_another_thread, ())
+        print(gevent.spawn(batcher.ubatch, 2).get(), result.get(timeout=20))
+        """)
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("2 1\n", "", 0)
+
+
 def test_when_home_ends_callers_elsewhere_are_told_and_the_next_call_finds_another_home() -> None:
     done = run(
         """

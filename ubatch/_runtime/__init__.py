@@ -6,7 +6,8 @@ import os
 import sys
 
 from ._base import Executor, Runtime, Signal, Waiter
-from ._world import may_be_home, stack_of_caller
+from ._threading import ThreadingRuntime
+from ._world import green_half, may_be_home, stack_of_caller
 
 __all__ = ["Executor", "Runtime", "Signal", "Waiter", "choose", "current_process", "stack_of_caller"]
 
@@ -29,11 +30,8 @@ def choose(option: str | Runtime) -> Runtime:
     if isinstance(option, Runtime):
         return option
     if option == "gevent" or (option == "auto" and may_be_home()):
-        from ._gevent import GeventRuntime
-
-        return GeventRuntime()
-    from ._threading import ThreadingRuntime
-
+        home: Runtime = green_half().GeventRuntime()
+        return home
     return ThreadingRuntime()
 
 
@@ -43,3 +41,5 @@ def _count_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_count_fork)
+if "gevent" in sys.modules:  # while nobody waits for it; a process that imports gevent later meets it at a first call
+    green_half()

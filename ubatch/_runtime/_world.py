@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from traceback import StackSummary, extract_stack
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from ._base import Waiter
-from ._native import LockWaiter, get_ident, threading_is_patched
+from ._native import LockWaiter, allocate_lock, get_ident, threading_is_patched
+
+_importing = allocate_lock()
 
 
 def is_green() -> bool:
@@ -53,10 +55,23 @@ def may_be_home() -> bool:
 def foreign_waiter() -> Waiter:
     """A waiter for a caller that is not at home, to be set from any thread."""
     if is_green():
-        from ._gevent import HubWaiter
-
-        return HubWaiter()
+        waiter: Waiter = green_half().HubWaiter()
+        return waiter
     return LockWaiter()
+
+
+@cache
+def green_half() -> ModuleType:
+    """The module `_gevent`, imported by one caller at a time.
+
+    An import statement alone has a trap. `gevent.monkey` patches the locks of modules too, so a greenlet waits for
+    another thread's import as it waits for anything; and where it is alone in its thread, its hub has nothing to wake
+    it by, and raises LoopExit. A native lock just waits.
+    """
+    with _importing:
+        from . import _gevent as half
+
+        return half
 
 
 # ---------------------------------------------------------------------------------------------------------------------
