@@ -6,12 +6,15 @@ import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
 import gevent
 import numpy as np
 import pytest
+from gevent.event import Event
+from greenlet import greenlet
 
 from ubatch import (
     BadBatchOutput,
@@ -315,9 +318,10 @@ def test_a_caller_that_is_killed_while_its_batch_runs_harms_nobody(
     assert calls == [[0, 1]]
 
 
-def greenlets_named(start: str) -> list[gevent.Greenlet]:
+def greenlets_named(start: str) -> list[Any]:
     everything = gc.get_objects()  # asked for their type: `isinstance` would follow a proxy whose object is gone
-    return [g for g in everything if issubclass(type(g), gevent.Greenlet) and not g.dead and g.name.startswith(start)]
+    living = [g for g in everything if issubclass(type(g), greenlet) and not g.dead]
+    return [g for g in living if getattr(g, "name", "").startswith(start)]
 
 
 @gevent_only
@@ -361,7 +365,7 @@ def test_a_killed_handler_greenlet_fails_its_batch_and_frees_the_place(
     request = batcher.submit(1)
     runtime.settle()
     (handler,) = greenlets_named("ubatch-handler:victim")
-    handler.kill()
+    gevent.kill(handler)
     runtime.settle()
     assert isinstance(request.exception(), HandlerAborted)
     gate.open()
@@ -370,14 +374,100 @@ def test_a_killed_handler_greenlet_fails_its_batch_and_frees_the_place(
     assert again.result() == 2
 
 
-def test_a_handler_greenlet_that_is_killed_before_it_runs_still_reports_its_end() -> None:
-    executor = GeventRuntime().executor("greenlet", 1, "unborn")
-    events: list[str] = []
-    executor.start(lambda: events.append("ran"), lambda: events.append("done"))
-    (handler,) = greenlets_named("unborn")
-    handler.kill()
+class Worked:
+    """Batches run one after the other by the executor "greenlet", each from a callback of the loop."""
+
+    def __init__(self) -> None:
+        self.executor = GeventRuntime().executor("greenlet", 1, "worker")
+        self.ended = 0
+        self.greenlets: list[int] = []  # that the jobs ran in, by identity
+
+    def run(self, job: Callable[[], object]) -> None:
+        def kept() -> None:
+            self.greenlets.append(id(gevent.getcurrent()))
+            job()
+
+        self.executor.start(kept, self.end)
+        gevent.idle()
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_a_handler_greenlet_that_nobody_knows_is_used_again() -> None:
+    worked = Worked()
+    for job in (lambda: None, gevent.idle, lambda: None, lambda: None):
+        worked.run(job)
+        gevent.idle()
+    assert (worked.ended, len(greenlets_named("worker"))) == (4, 1)
+    assert len(set(worked.greenlets)) == 1
+
+
+def test_what_a_handler_leaves_behind_hits_no_other_batch() -> None:
+    worked = Worked()
+    left: list[Callable[..., Any]] = []
+    go_on = Event()
+    hit: list[BaseException] = []
+
+    def waits() -> None:
+        try:
+            go_on.wait()
+        except BaseException as error:
+            hit.append(error)
+            raise
+
+    worked.run(lambda: left.append(gevent.getcurrent().throw))  # as a running `gevent.Timeout` has it
+    worked.run(waits)
+    gevent.get_hub().loop.run_callback(left[0], gevent.Timeout(1))
     gevent.idle()
-    assert events == ["done"]
+    go_on.set()
+    gevent.idle()
+    assert (worked.ended, hit) == (2, [])
+
+
+@pytest.mark.parametrize("strike", [gevent.Timeout(1), gevent.GreenletExit()], ids=repr)
+def test_a_strike_between_two_batches_ends_the_greenlet_and_nothing_else(
+    strike: BaseException, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worked = Worked()
+    worked.run(lambda: None)
+    gevent.kill(greenlets_named("worker")[0], strike)
+    gevent.idle()
+    assert greenlets_named("worker") == []
+    worked.run(lambda: None)
+    assert worked.ended == 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_handler_greenlet_that_was_killed_ends_with_its_batch() -> None:
+    worked = Worked()
+    killed: list[Any] = []
+
+    def waits() -> None:
+        with suppress(gevent.GreenletExit):
+            killed.append(gevent.getcurrent())
+            Event().wait()
+
+    worked.run(waits)
+    gevent.kill(killed[0])
+    gevent.idle()
+    worked.run(lambda: None)
+    assert (worked.ended, len(set(worked.greenlets))) == (2, 2)
+
+
+def test_no_handler_greenlet_is_left_when_the_batcher_stops() -> None:
+    with UBatch[int, int](1, 0, executor="greenlet", runtime="gevent", name="over").set_handler(list) as batcher:
+        batcher.ubatch(1)
+        assert len(greenlets_named("ubatch-handler:over")) == 1
+    assert greenlets_named("ubatch-handler:over") == []
+
+
+def test_an_executor_that_nobody_needs_takes_its_greenlets_along() -> None:
+    worked = Worked()
+    worked.run(lambda: None)
+    del worked
+    gc.collect()
+    assert greenlets_named("worker") == []
 
 
 def test_the_library_logs_nothing_and_prints_nothing_when_a_handler_fails(
