@@ -1,10 +1,10 @@
 """Callers in a closed loop around one system, in a process of its own, which `benchmarks.cost` starts:
 
-    python -I benchmarks/_callers.py gevent "uBatch 1.0.0" 64 0.2
+    python -I benchmarks/_callers.py gevent "uBatch 1.0.0" 64 0.03
 
-It prints one line of JSON: microseconds of wall and of processor time per call, and the mean batch. It has no time
-limit of its own. It runs in the peers' environments too, so it imports nothing of this folder; `ubatch` is there 1.0.0,
-and here the installed one.
+Every so many seconds it prints a line of JSON, and never ends: when they began (of the system's monotonic clock),
+microseconds of wall and of processor time per call, and the mean batch. It has no time limit of its own. It runs in the
+peers' environments too, so it imports nothing of this folder; `ubatch` is there 1.0.0, and here the installed one.
 
 Each caller has one call at a time. A batch is at most `size`: as many as there are callers, and at most 64, the same
 for every system; so nobody has to wait for company that does not come, and what is measured is the cost alone. The
@@ -24,7 +24,8 @@ from typing import Any
 
 MAX_SIZE = 64
 WARM = 0.05  # seconds, at least; each caller must have had two answers
-MOST = 3.0  # seconds, where callers are so slow that the time asked for has too few calls
+FEWEST = 5  # calls of each caller in a line
+MOST = 1.0  # seconds, where callers are so slow that the time asked for has fewer calls
 
 Handler = Callable[[list[int]], list[int]]
 Ask = Callable[[int], int]
@@ -145,20 +146,19 @@ SYSTEMS: dict[str, dict[str, Callable[[int, Handler], Ask]]] = {
 
 
 def main(world: str, system: str, callers: str, seconds: str) -> None:
-    """Measure one, and print."""
+    """Start one, and print until killed."""
     if world == "gevent":
         from gevent import monkey
 
         monkey.patch_all()
-    print(json.dumps(_measure(SYSTEMS[world][system], int(callers), float(seconds))), flush=True)
-    os._exit(0)  # callers and collectors, some of which no one can stop, end with it
+    _measure(SYSTEMS[world][system], int(callers), float(seconds))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _measure(make: Callable[[int, Handler], Ask], callers: int, seconds: float) -> dict[str, float]:
-    """Between two moments at which all callers are at it, so that neither the start nor the end is in it."""
+def _measure(make: Callable[[int, Handler], Ask], callers: int, seconds: float) -> None:
+    """Between moments at which all callers are at it, so that neither the start nor an end is in it."""
     batches = [0]
 
     held = threading.Lock()
@@ -174,17 +174,20 @@ def _measure(make: Callable[[int, Handler], Ask], callers: int, seconds: float) 
     began = time.monotonic()
     while time.monotonic() < began + WARM or min(counts) < 2:
         time.sleep(0.01)
-    wall, processor, calls, before = time.perf_counter(), time.process_time(), sum(counts), batches[0]
     while True:
-        time.sleep(seconds)
-        wall_spent, processor_spent = time.perf_counter() - wall, time.process_time() - processor
-        done, in_batches = sum(counts) - calls, batches[0] - before
-        if (done >= 10 * callers or wall_spent > MOST) and done:
-            return {
-                "wall": wall_spent / done * 1e6,
-                "cpu": processor_spent / done * 1e6,
-                "batch": done / max(in_batches, 1),
-            }
+        began, processor, calls, before = time.monotonic(), time.process_time(), sum(counts), batches[0]
+        done, wall = 0, 0.0
+        while not done or (done < FEWEST * callers and wall < MOST):
+            time.sleep(seconds)
+            wall, processor_spent = time.monotonic() - began, time.process_time() - processor
+            done, in_batches = sum(counts) - calls, batches[0] - before
+        line = {
+            "began": began,
+            "wall": wall / done * 1e6,
+            "cpu": processor_spent / done * 1e6,
+            "batch": done / max(in_batches, 1),
+        }
+        print(json.dumps(line), flush=True)
 
 
 def _start_callers(ask: Ask, callers: int, held: threading.Lock) -> list[int]:

@@ -2,12 +2,18 @@
 
     report = Report("cost", __doc__, options)          # before the first measurement; `options` are `parser`'s
     report.steady("the floor", values)                 # a doubt where they differ too much
+    report.precise("to the floor", ratios)             # a doubt where their median could as well be another
     report.table(["callers", "us"], [[64, spread(values)]])
     return report.save(data, plot)                     # 0, or 1 where the result is refused
 
 A result is `benchmarks/results/<name>.json` with the machine's description, and the plot as `.png` and `.svg`. It is
 refused where there is a doubt: another process had the machine, its speed changed, or values differ too much. What is
 refused, and what `--quick` measured, goes to `.bench/results/`, which git ignores.
+
+The core of a virtual machine changes its speed by half from one second to the next, with what its host does else. A
+ratio of two neighbours in time still holds there, and so does the median of many. So a benchmark whose systems take
+turns (`by_turns=True`) is not refused for the machine's speed: that is told, and its figures in seconds lie that far
+apart.
 """
 
 from __future__ import annotations
@@ -37,6 +43,8 @@ SCRATCH = ROOT / ".bench" / "results"
 OTHERS = 0.25  # cores that other processes may use, at most
 DRIFT = 0.20  # by which the machine's speed may change
 UNSTEADY = 0.30  # of the median that half of the values may spread over
+IMPRECISE = 0.10  # of the median that its confidence interval may lie to either side
+CONFIDENCE = 0.95
 
 COLOURS = {  # a system has the same one in every plot
     "eager": "#d55e00",
@@ -80,6 +88,22 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.median(values), values[0], values[-1])
 
 
+def interval(values: Iterable[float]) -> Spread:
+    """The median of the values, and between what the median of all that could be measured lies, with a confidence of
+    95 %; of fewer than six values, between the least and the most of them.
+
+    By the binomial distribution of how many values lie below it, which holds whatever they are distributed like
+    (W. J. Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2).
+    """
+    values = sorted(values)
+    n = len(values)
+    below, outside = 0, 0.0  # of the values, and the probability that so many or fewer lie below the median
+    while (outside := outside + math.comb(n, below) / 2**n) <= (1 - CONFIDENCE) / 2:
+        below += 1
+    least = max(below - 1, 0)
+    return Spread(statistics.median(values), values[least], values[n - 1 - least])
+
+
 def number(value: float) -> str:
     """It, with about three digits."""
     if math.isnan(value):
@@ -90,8 +114,11 @@ def number(value: float) -> str:
 class Report:
     """One run of a benchmark, from before its first measurement to the end."""
 
-    def __init__(self, name: str, document: str | None, options: argparse.Namespace | None = None) -> None:
+    def __init__(
+        self, name: str, document: str | None, options: argparse.Namespace | None = None, by_turns: bool = False
+    ) -> None:
         self.name = name
+        self.by_turns = by_turns
         self.question = question(document)
         self.quick = bool(getattr(options, "quick", False))
         self.doubts: list[str] = []
@@ -114,6 +141,12 @@ class Report:
             if high - low > most * abs(middle):
                 self.doubts.append(f"{what}: half of the values lie between {number(low)} and {number(high)}")
 
+    def precise(self, what: str, values: Sequence[float], within: float = IMPRECISE) -> None:
+        """Doubt the result where the median is not known to this part of it."""
+        found = interval(values)
+        if max(found.high - found.median, found.median - found.low) > within * abs(found.median):
+            self.doubts.append(f"{what}: the median is between {number(found.low)} and {number(found.high)}")
+
     def table(self, headings: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
         """Print it, in Markdown."""
         print(f"| {' | '.join(map(str, headings))} |\n|{' --- |' * len(headings)}")
@@ -124,22 +157,28 @@ class Report:
     def save(self, data: Any, plot: Callable[[Figure, Any], None] | None = None) -> int:
         """Write the result, and its plot as `plot(figure, data)` draws it. Return 1 if it is refused, else 0."""
         self.look()
-        self._doubt_the_machine()
+        speed = self._doubt_the_machine()
         folder = self._folder or (SCRATCH if self.quick or self.doubts else RESULTS)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.json").write_text(json.dumps(_short(self._result(data)), indent=1) + "\n")
         drawn = plot is not None and _draw(plot, data, folder / self.name)
         print(f"{'Not kept' if self.quick else 'REFUSED' if self.doubts else 'Kept'}: "
               f"{_relative(folder)}/{self.name}.{'{json,png,svg}' if drawn else 'json'}")  # fmt: skip
+        print(f"    {speed}")
         for doubt in self.doubts:
             print(f"    in doubt: {doubt}")
         return int(bool(self.doubts) and not self.quick)
 
-    def _doubt_the_machine(self) -> None:
+    def _doubt_the_machine(self) -> str:
+        """And tell of its speed."""
         if max(self._others) > OTHERS:
             self.doubts.append(f"other processes used up to {max(self._others):.2f} cores")
-        if max(self._speeds) > min(self._speeds) * (1 + DRIFT):
-            self.doubts.append(f"the machine's speed changed by {max(self._speeds) / min(self._speeds) - 1:.0%}")
+        drift = max(self._speeds) / min(self._speeds) - 1
+        if drift > DRIFT and not self.by_turns:
+            self.doubts.append(f"the machine's speed changed by {drift:.0%}")
+        return (
+            f"A fixed loop took {number(min(self._speeds) * 1000)} to {number(max(self._speeds) * 1000)} ms meanwhile."
+        )
 
     def _result(self, data: Any) -> dict[str, Any]:
         return {

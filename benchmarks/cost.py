@@ -1,13 +1,14 @@
 """What does a call cost, beside the least that it can cost, and beside other batching libraries?
 
-    python -m benchmarks.cost                        # five minutes
+    python -m benchmarks.cost                        # seven minutes
     python -m benchmarks.cost --quick                # ten seconds, 1 and 64 callers, without the peers
-    python -m benchmarks.cost --callers 1 64 --rounds 1
+    python -m benchmarks.cost --callers 1 64 --rounds 10
 
 Callers in a closed loop, each with one call at a time, and a handler that gives back what it is given, so that nothing
 but the batching is measured. A batch is of as many as there are callers, and at most of 64, for every system: nobody
-waits for company that does not come. Each figure is from a process of its own, in an environment of its own, between
-two moments at which all callers are at it. In the gevent world everything is patched, as in gunicorn's worker.
+waits for company that does not come. Each system runs in a process of its own, in an environment of its own, which is
+halted (not ended) while another is measured, for some hundredths of a second between two moments at which all callers
+are at it. In the gevent world everything is patched, as in gunicorn's worker. Linux.
 
 * floor: a queue (`SimpleQueue`), one thing to wait on for each call (gevent: an `AsyncResult`; threads: a lock), a
   collector that takes what is there, and nothing else: no time limits, no errors, no statistics.
@@ -18,8 +19,10 @@ two moments at which all callers are at it. In the gevent world everything is pa
   threads, and ten times slower with one.) Polling is what some of them cost with few callers.
 
 Microseconds per call: the wall time that passes, divided by the calls that end; and of the processor, all threads
-together. Medians of the rounds, in which the systems take turns (in parentheses the least and the most). The ratio is
-to the floor of the same world in the same round. At 64 callers uBatch and the floor have more rounds.
+together. Medians of the rounds, in which the systems take turns, with the least and the most in parentheses. A ratio is
+to the floor of the same world, measured just before and just after; what has one thread only, on the same core (a host
+gives its cores different speeds). Of a ratio the parentheses have the 95 % confidence interval of the median. At 64
+callers uBatch has more rounds.
 
 The requirements, of uBatch, both fixed and eager: at 64 callers at most 1.3 x the floor with greenlets, 1.6 x with
 native threads under gevent, 1.3 x with plain threads; at 4,096 callers at most 1.5 x the cost at 64. Exits with 1 where
@@ -30,16 +33,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._callers import SYSTEMS
 from benchmarks._peers import FAILURES, PEERS, environment, reason
-from benchmarks._report import COLOURS, Report, parser, spread
+from benchmarks._report import COLOURS, Report, interval, parser, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +57,9 @@ if TYPE_CHECKING:
 CALLERS = (1, 4, 16, 64, 256, 4096)
 AT = 64
 MANY = 4096
-MORE = 2  # rounds at 64 callers before each whole round
 LIMIT = 20.0  # seconds for one figure
+GENERATION = 6  # rounds, after which the processes are started anew: each has a speed of its own, by some hundredths
+CORES = sorted(os.sched_getaffinity(0))
 MOST = {
     "greenlet, fixed": 1.3,
     "greenlet, eager": 1.3,
@@ -60,23 +70,32 @@ MOST = {
 }  # times the floor, at 64 callers
 MOST_GROWTH = 1.5  # times the cost at 64 callers, at 4,096
 
+Cell = tuple[str, str, int]  # world, system, number of callers
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, and return the exit status."""
     options = parser("cost", __doc__)
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=60, help=f"at {AT} callers; a fifth of it elsewhere")
     options.add_argument("--callers", type=int, nargs="+", help=f"default: {' '.join(map(str, CALLERS))}")
-    options.add_argument("--seconds", type=float, default=0.2, help="for each figure")
+    options.add_argument("--seconds", type=float, default=0.03, help="for each figure")
     chosen = options.parse_args(arguments)
     chosen.callers = chosen.callers or ((1, AT) if chosen.quick else CALLERS)
     if chosen.quick:
-        chosen.rounds, chosen.seconds = 1, 0.05
-    report = Report("cost", __doc__, chosen)
+        chosen.rounds = 2
+    report = Report("cost", __doc__, chosen, by_turns=True)
     costs = Costs(chosen.seconds)
-    for _ in range(chosen.rounds):
-        for _ in range(0 if chosen.quick else MORE):
-            costs.round([AT], peers=False)
-        costs.round(chosen.callers, peers=not chosen.quick)
+    few = max(1, chosen.rounds // 5)
+    for world, systems in SYSTEMS.items():
+        ours = [system for system in systems if system not in ("floor", *PEERS)]
+        peers = [] if chosen.quick else [system for system in systems if system in PEERS]
+        for many in chosen.callers:
+            costs.take_turns([(world, system, many) for system in [*ours, *peers]], _floor, few)
+            report.look()
+        if AT in chosen.callers:
+            costs.take_turns([(world, system, AT) for system in ours], _floor, chosen.rounds - few)
+        if {AT, MANY} <= set(chosen.callers):
+            costs.take_turns([(world, system, MANY) for system in ["floor", *ours]], _with_fewer, few)
         report.look()
     for world in SYSTEMS:
         _print_world(report, costs, world, chosen.callers)
@@ -85,31 +104,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Costs:
-    """All figures, by world, system and number of callers, then by round; and what could not be measured, and why."""
+    """All figures, by world, system and number of callers; and what could not be measured, and why."""
 
     def __init__(self, seconds: float) -> None:
-        self.rounds = 0
-        self.failed: dict[tuple[str, str, int], str] = {}
+        self.failed: dict[Cell, str] = {}
         self._seconds = seconds
-        self._figures: dict[tuple[str, str, int], dict[int, dict[str, float]]] = defaultdict(dict)
+        self._figures: dict[Cell, list[dict[str, float]]] = defaultdict(list)
+        self._ratios: dict[tuple[Cell, Cell], list[float]] = defaultdict(list)
 
-    def round(self, callers: Sequence[int], peers: bool) -> None:
-        """Measure each system once with each number of callers, in turn; in every other round backwards."""
-        for world, systems in SYSTEMS.items():
-            for many in callers:
-                for system in list(systems)[:: -1 if self.rounds % 2 else 1]:
-                    if peers or system not in PEERS:
-                        self._measure((world, system, many))
-        self.rounds += 1
+    def take_turns(self, cells: Sequence[Cell], beside: Callable[[Cell], Cell], rounds: int) -> None:
+        """Measure each of the cells between two measurements of the one it is compared with."""
+        for begun in range(0, rounds, GENERATION):
+            with ExitStack() as stack:
+                running: dict[Cell, _Callers] = {}
+                for cell in dict.fromkeys([*map(beside, cells), *cells]):
+                    self._start(cell, running, stack)
+                for n in range(begun, min(begun + GENERATION, rounds)):
+                    for cell in cells[:: -1 if n % 2 else 1]:
+                        self._compare(cell, beside(cell), running, n)
 
-    def of(self, cell: tuple[str, str, int], what: str) -> list[float]:
+    def of(self, cell: Cell, what: str) -> list[float]:
         """A cell's wall, cpu or batch, of all rounds."""
-        return [figures[what] for figures in self._figures.get(cell, {}).values()]
+        return [figures[what] for figures in self._figures.get(cell, [])]
 
-    def ratios(self, cell: tuple[str, str, int], to: tuple[str, str, int]) -> list[float]:
-        """Of the wall times of two cells, in the rounds that have both."""
-        ours, theirs = self._figures.get(cell, {}), self._figures.get(to, {})
-        return [ours[n]["wall"] / theirs[n]["wall"] for n in ours if n in theirs]
+    def ratios(self, cell: Cell, to: Cell) -> list[float]:
+        """Of the wall time of one cell to that of its neighbours in time of another."""
+        return self._ratios.get((cell, to), [])
 
     def data(self) -> list[dict[str, Any]]:
         """For the result: a row for each cell."""
@@ -119,19 +139,37 @@ class Costs:
                 "system": cell[1],
                 "callers": cell[2],
                 **{what: self.of(cell, what) for what in ("wall", "cpu", "batch")},
-                "ratio to the floor": self.ratios(cell, (cell[0], "floor", cell[2])),
+                "ratio to the floor": self.ratios(cell, _floor(cell)),
+                f"ratio to {AT} callers": self.ratios(cell, (*cell[:2], AT)),
                 **({"failed": self.failed[cell]} if cell in self.failed else {}),
             }
             for cell in sorted({*self._figures, *self.failed})
         ]
 
-    def _measure(self, cell: tuple[str, str, int]) -> None:
+    def _start(self, cell: Cell, running: dict[Cell, _Callers], stack: ExitStack) -> None:
         if cell in self.failed:  # it would take the same time to fail again
             return
         try:
-            self._figures[cell][self.rounds] = _in_a_process(*cell, self._seconds)
+            running[cell] = stack.enter_context(_Callers(cell, self._seconds))
         except FAILURES as error:
             self.failed[cell] = reason(error)
+
+    def _compare(self, cell: Cell, to: Cell, running: dict[Cell, _Callers], n: int) -> None:
+        before, ours, after = (self._measure(each, running, n) for each in (to, cell, to))
+        if before and ours and after:
+            self._ratios[cell, to].append(ours["wall"] / ((before["wall"] + after["wall"]) / 2))
+
+    def _measure(self, cell: Cell, running: dict[Cell, _Callers], n: int) -> dict[str, float] | None:
+        if cell not in running:
+            return None
+        try:
+            figures = running[cell].measure(CORES[n % len(CORES)])
+        except FAILURES as error:
+            self.failed[cell] = reason(error)
+            del running[cell]
+            return None
+        self._figures[cell].append(figures)
+        return figures
 
 
 def plot(figure: Figure, rows: list[dict[str, Any]]) -> None:
@@ -150,12 +188,71 @@ def plot(figure: Figure, rows: list[dict[str, Any]]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _in_a_process(world: str, system: str, callers: int, seconds: float) -> dict[str, float]:
-    python = environment(system) if system in PEERS else sys.executable
-    script = Path(__file__).with_name("_callers.py")
-    command = [python, "-I", str(script), world, system, str(callers), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT)
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+class _Callers:
+    """A process of one cell, which is halted but where it is measured."""
+
+    def __init__(self, cell: Cell, seconds: float) -> None:
+        world, system, callers = cell
+        self._one_thread = world == "gevent" and not system.startswith("native")
+        python = environment(system) if system in PEERS else sys.executable
+        script = Path(__file__).with_name("_callers.py")
+        self._errors = TemporaryFile("w+")  # noqa: SIM115 - it is closed with the process
+        self._process = subprocess.Popen(
+            [python, "-I", str(script), world, system, str(callers), str(seconds)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def __enter__(self) -> _Callers:
+        try:
+            self._line(since=0.0)
+            self._process.send_signal(signal.SIGSTOP)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def measure(self, core: int) -> dict[str, float]:
+        """Let it run until it has told of a time that began meanwhile; on this core, if it has one thread only."""
+        if self._one_thread:
+            os.sched_setaffinity(self._process.pid, {core})
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            return self._line(since=time.monotonic())
+        finally:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def _line(self, since: float) -> dict[str, float]:
+        lines = self._process.stdout
+        assert lines is not None
+        given_up = threading.Timer(LIMIT, self._process.kill)
+        given_up.start()
+        try:
+            for line in lines:
+                figures: dict[str, float] = json.loads(line)
+                if figures.pop("began") >= since:
+                    return figures
+        finally:
+            given_up.cancel()
+        if (status := self._process.wait()) == -signal.SIGKILL:
+            raise subprocess.TimeoutExpired(self._process.args, LIMIT)
+        self._errors.seek(0)
+        raise subprocess.CalledProcessError(status, self._process.args, stderr=self._errors.read())
+
+
+def _floor(cell: Cell) -> Cell:
+    return (cell[0], "floor", cell[2])
+
+
+def _with_fewer(cell: Cell) -> Cell:
+    return (*cell[:2], AT)
 
 
 def _print_world(report: Report, costs: Costs, world: str, callers: Sequence[int]) -> None:
@@ -172,7 +269,6 @@ def _print_world(report: Report, costs: Costs, world: str, callers: Sequence[int
     for (where, system, many), why in costs.failed.items():
         if where == world:
             print(f"none: {system}, {many:,} callers: {why}")
-    report.steady(f"{world}, the floor at {AT} callers", costs.of((world, "floor", AT), "wall"))
     print()
 
 
@@ -181,8 +277,8 @@ def _at(costs: Costs, world: str) -> Iterator[list[object]]:
         cell = (world, system, AT)
         if wall := costs.of(cell, "wall"):
             batch = spread(costs.of(cell, "batch")).median
-            ratio = costs.ratios(cell, (world, "floor", AT))
-            yield [system, spread(wall), spread(costs.of(cell, "cpu")), spread(ratio) if ratio else "-", batch]
+            ratio = costs.ratios(cell, _floor(cell))
+            yield [system, spread(wall), spread(costs.of(cell, "cpu")), interval(ratio) if ratio else "-", batch]
 
 
 def _print_requirements(report: Report, costs: Costs) -> bool:
@@ -197,6 +293,9 @@ def _print_requirements(report: Report, costs: Costs) -> bool:
             most = MOST_GROWTH if system in MOST else math.inf
             rows.append((world, system, f"cost at {MANY:,} to that at {AT}", costs.ratios(many, at), most))
     rows = [row for row in rows if row[3]]
+    for world, system, what, values, most in rows:
+        if most != math.inf:
+            report.precise(f"{world}, {system}, {what}", values)
     if rows:
         report.table(["world", "system", "requirement", "at most", "measured", ""], map(_verdict, rows))
     failed = any(system in MOST for _, system, _ in costs.failed)
@@ -205,7 +304,7 @@ def _print_requirements(report: Report, costs: Costs) -> bool:
 
 def _verdict(row: tuple[str, str, str, list[float], float]) -> list[object]:
     *words, values, most = row
-    measured = spread(values)
+    measured = interval(values)
     if most == math.inf:
         return [*words, "-", measured, ""]
     return [*words, most, measured, "met" if measured.median <= most else "MISSED"]

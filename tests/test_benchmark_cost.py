@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -39,34 +38,53 @@ def test_what_cannot_be_measured_is_marked_and_not_tried_again(
 ) -> None:
     tried = []
 
-    def fails(world: str, system: str, callers: int, seconds: float) -> Any:
-        tried.append(system)
-        if system in PEERS:
-            raise error
-        return {"wall": 2.0, "cpu": 2.0, "batch": 1.0}
+    class Fails:
+        def __init__(self, cell: cost.Cell, seconds: float) -> None:
+            tried.append(cell[1])
+            if cell[1] in PEERS:
+                raise error
 
-    monkeypatch.setattr(cost, "_in_a_process", fails)
+        def __enter__(self) -> Fails:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def measure(self, core: int) -> dict[str, float]:
+            return {"wall": 2.0, "cpu": 2.0, "batch": 1.0}
+
+    monkeypatch.setattr(cost, "_Callers", Fails)
     costs = cost.Costs(0.1)
-    costs.round([1], peers=True)
-    costs.round([1], peers=True)
-    rows = {(row["world"], row["system"]): row for row in costs.data()}
-    assert tried.count("batched 0.1.5") == len(cost.SYSTEMS)  # once in each world
-    assert rows["threads", "batched 0.1.5"]["failed"] == reason
-    assert rows["threads", "floor"]["wall"] == [2.0, 2.0]
+    for _ in range(2):
+        costs.take_turns([("threads", "batched 0.1.5", 1), ("threads", "threads, eager", 1)], cost._floor, 1)
+    rows = {row["system"]: row for row in costs.data()}
+    assert tried.count("batched 0.1.5") == 1
+    assert rows["batched 0.1.5"]["failed"] == reason
+    assert rows["threads, eager"]["ratio to the floor"] == [1.0, 1.0]
+
+
+def test_a_process_that_fails_while_it_is_measured_says_why(tmp_path: Path) -> None:
+    with cost._Callers(("threads", "floor", 1), 0.01) as callers:
+        assert callers.measure(cost.CORES[0])["wall"] > 0
+        callers._process.kill()
+        with pytest.raises(subprocess.TimeoutExpired):
+            callers.measure(cost.CORES[0])
+    with (
+        pytest.raises(subprocess.CalledProcessError, match="exit status 1") as raised,
+        cost._Callers(("threads", "no such system", 1), 0.01),
+    ):
+        pass
+    assert "KeyError" in raised.value.stderr
 
 
 @pytest.mark.parametrize(("slow", "met"), [(1.3, True), (1.5, False)])
 def test_a_ratio_is_judged_by_its_median_of_the_rounds(
     slow: float, met: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    walls = {"floor": 10.0, "greenlet, fixed": 10.0 * slow}
-
-    def figures(world: str, system: str, callers: int, seconds: float) -> Any:
-        return {"wall": walls.get(system, 10.0), "cpu": 1.0, "batch": 64.0}
-
-    monkeypatch.setattr(cost, "_in_a_process", figures)
     costs = cost.Costs(0.1)
-    costs.round([cost.AT, cost.MANY], peers=False)
-    report = Report.__new__(Report)  # `table` needs no more
+    cell = ("gevent", "greenlet, fixed", cost.AT)
+    costs._ratios[cell, cost._floor(cell)] = [slow - 0.1, slow, slow + 0.1]
+    report = Report.__new__(Report)  # `table` and `precise` need no more
+    report.doubts = []
     assert cost._print_requirements(report, costs) is met
     assert ("MISSED" in capsys.readouterr().out) is not met

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import _report
 from benchmarks._peers import Missing, reason, same
-from benchmarks._report import Report, number, parser, spread
+from benchmarks._report import Report, interval, number, parser, spread
 
 
 @pytest.fixture
@@ -55,6 +55,30 @@ def test_values_that_differ_too_much_are_a_doubt(folders: tuple[Path, Path], mon
     assert one.doubts == []
     one.steady("those", [10.0, 20.0, 30.0, 40.0])
     assert [doubt.partition(":")[0] for doubt in one.doubts] == ["those"]
+
+
+def test_a_median_that_is_not_known_well_enough_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = report(monkeypatch)
+    one.precise("many", [1.0, 1.4] * 5 + [1.2] * 20)
+    one.precise("few", [1.0, 1.2, 1.4])
+    assert [doubt.partition(":")[0] for doubt in one.doubts] == ["few"]
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(1, 1, 1), (5, 1, 5), (6, 1, 6), (9, 2, 8), (20, 6, 15), (60, 22, 39)]
+)
+def test_the_interval_of_a_median_is_that_of_the_tables(count: int, low: int, high: int) -> None:
+    found = interval(float(x) for x in range(1, count + 1))
+    assert (found.low, found.high) == (low, high)
+
+
+def test_where_systems_take_turns_the_speed_of_the_machine_is_told_and_no_doubt(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = report(monkeypatch, speeds=(1.0, 1.5))
+    one.by_turns = True
+    assert one.save([]) == 0
+    assert "A fixed loop took 1,000 to 1,500 ms" in capsys.readouterr().out
 
 
 def test_a_quick_run_fails_for_no_doubt_and_is_not_kept(

@@ -83,9 +83,14 @@ class Pending:
         self.count = 0
         return taken
 
-    def sizes(self) -> dict[Hashable, int]:
-        """How many requests of each shape are pending."""
-        return {shape: len(group) for shape, group in self._groups.items()}
+    def size(self, shape: Hashable) -> int:
+        """How many requests of a shape are pending. There must be one."""
+        return len(self._groups[shape])
+
+    def largest(self) -> Hashable:
+        """The shape of which most are pending. There must be one."""
+        groups = self._groups
+        return next(iter(groups)) if len(groups) == 1 else max(groups, key=lambda shape: len(groups[shape]))
 
     def oldest(self) -> Any:
         """The request that has waited longest. There must be one."""
@@ -94,7 +99,10 @@ class Pending:
         return min((next(iter(group)) for group in self._groups.values()), key=lambda request: request.accepted_at)
 
 
-class FixedWait(NamedTuple):
+NOTHING = Wait(inf, 1)
+
+
+class FixedWait:
     """Close a batch when it is full, or when its oldest request has waited for `timeout` seconds.
 
     A batch has one shape. A shape that fills a batch goes ahead of an older request of another shape that is not due.
@@ -103,8 +111,12 @@ class FixedWait(NamedTuple):
     Wait(until=inf, wanted=1, or_quiet=False)
     """
 
-    max_size: int
-    timeout: float
+    __slots__ = ("max_size", "timeout")
+    eager = False
+
+    def __init__(self, max_size: int, timeout: float) -> None:
+        self.max_size = max_size
+        self.timeout = timeout
 
     def decide(
         self, pending: Pending, now: float, draining: bool, quiet: bool = False, free_at: float = -inf
@@ -114,20 +126,23 @@ class FixedWait(NamedTuple):
         `quiet` is what `Wait.or_quiet` asked for.
         """
         if not pending.count:
-            return Wait(inf, 1)
+            return NOTHING
         oldest = pending.oldest()
-        sizes = pending.sizes()
-        due_at = oldest.accepted_at + self.timeout
-        if sizes[oldest.shape] >= self.max_size:
-            return Close(oldest.shape, self.max_size, "full")
-        if draining:
-            return Close(oldest.shape, self.max_size, "drain")
-        if now >= due_at:
-            return Close(oldest.shape, self.max_size, "timeout")
-        largest = max(sizes, key=sizes.__getitem__)
-        if sizes[largest] >= self.max_size:
-            return Close(largest, self.max_size, "full")
-        return Wait(due_at, pending.count + self.max_size - sizes[largest])
+        shape = oldest.shape
+        missing = self.max_size - pending.size(shape)
+        if missing <= 0 or draining:
+            return Close(shape, self.max_size, "full" if missing <= 0 else "drain")
+        due_at = oldest.accepted_at + self.timeout  # from then on the oldest comes before all others
+        if now < due_at:
+            largest = pending.largest()
+            missing = self.max_size - pending.size(largest)
+            if missing <= 0:
+                return Close(largest, self.max_size, "full")
+        if self.eager:
+            due_at = max(due_at, free_at + self.timeout)
+        if quiet or now >= due_at:
+            return Close(shape, self.max_size, "idle" if quiet else "timeout")
+        return Wait(due_at, pending.count + missing, self.eager)
 
 
 class Eager(FixedWait):
@@ -141,20 +156,4 @@ class Eager(FixedWait):
     """
 
     __slots__ = ()
-
-    def decide(
-        self, pending: Pending, now: float, draining: bool, quiet: bool = False, free_at: float = -inf
-    ) -> Close | Wait:
-        step = super().decide(pending, now, draining)
-        if not pending.count or (isinstance(step, Close) and step.reason != "timeout"):
-            return step
-        oldest = pending.oldest()
-        if quiet:
-            return Close(oldest.shape, self.max_size, "idle")
-        until = max(oldest.accepted_at, free_at) + self.timeout
-        if now >= until:
-            return Close(oldest.shape, self.max_size, "timeout")
-        if isinstance(step, Wait):
-            return Wait(until, step.wanted, or_quiet=True)
-        # The oldest comes before all others now, so only its own shape's filling is worth a wake-up.
-        return Wait(until, pending.count + self.max_size - pending.sizes()[oldest.shape], or_quiet=True)
+    eager = True

@@ -146,7 +146,10 @@ class Request(Noted, Generic[Out]):
     def answer(self, waiter: Waiter) -> Out:
         """Wait for the end, however long, and return the output or raise. For the one caller who made the request."""
         try:
-            _park(self, waiter)
+            if self.deadline_at != inf or _running.get() is not None:
+                _park(self, waiter)
+            while self._state < ANSWERED:  # whatever else may switch to this greenlet
+                waiter.get()
         except BaseException:  # the caller gives up: killed, timed out, interrupted
             self.cancel()
             raise

@@ -26,7 +26,7 @@ go through `call`, which makes a task for them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -119,7 +119,7 @@ class VirtualRuntime(Runtime):
     def waiter(self) -> Waiter:
         return _Spot(self, self.inner.waiter(), counted=_in_task.get() or running_batch() is not None)
 
-    def wake(self, waiters: Iterable[Waiter]) -> None:
+    def wake(self, waiters: Sequence[Waiter]) -> None:
         for waiter in waiters:
             waiter.set()
 

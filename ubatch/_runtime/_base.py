@@ -10,7 +10,7 @@ section that holds a lock.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -75,7 +75,7 @@ class Runtime(ABC):
         """A waiter for the greenlet or thread that asks, whichever world that is in. Anywhere."""
 
     @abstractmethod
-    def wake(self, waiters: Iterable[Waiter]) -> None:
+    def wake(self, waiters: Sequence[Waiter]) -> None:
         """Set all of these. Anywhere."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -65,14 +65,13 @@ class GeventRuntime(Runtime):
             return HomeWaiter(self._hub)
         return foreign_waiter()
 
-    def wake(self, waiters: Iterable[Any]) -> None:
+    def wake(self, waiters: Sequence[Any]) -> None:
         # Callers elsewhere are woken from here: home's loop may end before it runs another callback.
-        at_home = []
-        for waiter in waiters:
-            if type(waiter) is HomeWaiter:
-                at_home.append(waiter)
-            else:
-                waiter.set()
+        at_home = [waiter for waiter in waiters if type(waiter) is HomeWaiter]
+        if len(at_home) < len(waiters):
+            for waiter in waiters:
+                if type(waiter) is not HomeWaiter:
+                    waiter.set()
         if not at_home:
             return
         with suppress(AttributeError, ValueError):  # no loop, or a destroyed one: nobody at home is left to wait
@@ -294,8 +293,9 @@ class _NativeExecutor:
 
 def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any) -> None:
     try:
-        with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself only ever reaches the main thread
-            job()
+        job()
+    except KeyboardInterrupt:  # its callers have it; Ctrl-C itself only ever reaches the main thread
+        pass
     finally:
         try:
             watcher.send()

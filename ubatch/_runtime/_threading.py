@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from _queue import Empty, SimpleQueue
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -32,7 +32,7 @@ class ThreadingRuntime(Runtime):
     def waiter(self) -> Waiter:
         return foreign_waiter()
 
-    def wake(self, waiters: Iterable[Waiter]) -> None:
+    def wake(self, waiters: Sequence[Waiter]) -> None:
         for waiter in waiters:
             waiter.set()
 

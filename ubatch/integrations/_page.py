@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from .._batcher import UBatch, called_here
-from .._policy import Eager
 from .._runtime._native import allocate_lock
 from .._statistics import ENDS, Cost, Histogram, Statistics
 
@@ -98,7 +97,7 @@ class Page:
             if not kept or now - kept[-1].at >= KEPT_EVERY:
                 kept.append(_Look(now, os.getpid(), statistics))
         recent = None if earlier is None else since(earlier.statistics, statistics)
-        eager = isinstance(batcher._options.policy, Eager)
+        eager = batcher._options.policy.eager
         return {
             "id": f"{id(batcher):x}",
             "name": statistics.name,
