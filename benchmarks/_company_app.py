@@ -8,7 +8,8 @@ without a server, as JSON. It runs in the peers' environments too, so it imports
 there 1.0.0, and here the installed one. Of the example it takes the model only.
 
 `GET /predict` takes one image after the other, so that the load needs no bodies, and checks the answer. `GET /counts`
-tells what was done since the start: requests, calls of the handler, the images in them, and the processor time.
+tells what was done since the start: requests, calls of the handler, the images in them, and the processor time; and the
+worker's process id.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def _application(model: str, variant: str, folder: Path) -> Any:
 
     @app.get("/counts")
     def counts() -> Any:
-        return {**done, "cpu": time.process_time()}
+        return {**done, "cpu": time.process_time(), "worker": os.getpid()}
 
     return app
 

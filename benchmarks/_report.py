@@ -1,13 +1,12 @@
 """What the benchmarks share: the machine, medians with their spread, tables, and results that are kept or refused.
 
     report = Report("cost", __doc__, options)          # before the first measurement; `options` are `parser`'s
-    report.steady("the floor", values)                 # a doubt where they differ too much
     report.precise("to the floor", ratios)             # a doubt where their median could as well be another
     report.table(["callers", "us"], [[64, spread(values)]])
     return report.save(data, plot)                     # 0, or 1 where the result is refused
 
 A result is `benchmarks/results/<name>.json` with the machine's description, and the plot as `.png` and `.svg`. It is
-refused where there is a doubt: another process had the machine, its speed changed, or values differ too much. What is
+refused where there is a doubt: another process had the machine, its speed changed, or ratios differ too much. What is
 refused, and what `--quick` measured, goes to `.bench/results/`, which git ignores.
 
 The core of a virtual machine changes its speed by half from one second to the next, with what its host does else. A
@@ -42,7 +41,6 @@ SCRATCH = ROOT / ".bench" / "results"
 
 OTHERS = 0.25  # cores that other processes may use, at most
 DRIFT = 0.20  # by which the machine's speed may change
-UNSTEADY = 0.30  # of the median that half of the values may spread over
 IMPRECISE = 0.10  # of the median that its confidence interval may lie to either side
 CONFIDENCE = 0.95
 
@@ -133,13 +131,6 @@ class Report:
         """See what the machine is like now. Call it where nothing of this benchmark runs; `save` does too."""
         self._others.append(busy_cores())
         self._speeds.append(_loop_seconds())
-
-    def steady(self, what: str, values: Sequence[float], most: float = UNSTEADY) -> None:
-        """Doubt the result where half of the values spread over more than this part of their median."""
-        if len(values) >= 4:
-            low, middle, high = statistics.quantiles(values, n=4)
-            if high - low > most * abs(middle):
-                self.doubts.append(f"{what}: half of the values lie between {number(low)} and {number(high)}")
 
     def precise(self, what: str, values: Sequence[float], within: float = IMPRECISE) -> None:
         """Doubt the result where the median is not known to this part of it."""

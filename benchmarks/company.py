@@ -7,7 +7,8 @@
 The server is `gunicorn -k gevent` with one worker and a Flask application, the load is wrk: so many connections, each
 with one request at a time and the next as soon as the answer is there. A request has no body; the application takes
 one image after the other, and checks the model's answer. Each variant has a server of its own, which is halted (not
-ended) while another is measured; the variants take turns in each round, after a fifth of a second to warm up. Linux.
+ended) while another is measured; the variants take turns in each round, after a tenth of a second to warm up. wrk has
+one core, in turns each, and a worker with one thread the other. Linux.
 
 * heavy: the example's forest. light: about 0.3 ms for one image, a small network in numpy. What each takes for 1, 8 and
   64 images is measured first, in a process without a server.
@@ -20,14 +21,14 @@ ended) while another is measured; the variants take turns in each round, after a
 
 Requests per second, and p50 and p99 as wrk tells them, in ms (of a request that is not answered by the end nothing is
 told); the mean batch by the application's own count; and microseconds of the worker's processor time per request, all
-its threads together. Medians of the rounds; all values are in the result. Ratios are of the same round.
+its threads together. Medians of the rounds; all values are in the result.
 
 The targets, of uBatch with eager=True and the better executor for that model: with 1 connection at least 0.95 x
 unbatched; from 8 connections on at least the best of all others, but "no model", at each point; with the heavy model at
-64 connections at least 0.9 x Flask alone, or what the model can do in full batches of 64, whichever is lower. A ratio
-is "even" where it is at least 0.97 and the rounds lie on both sides of the target: not told apart. Exits with 1 where
-one is missed, or the result is refused. wrk and the servers belong to this benchmark: others are looked for only while
-these are halted.
+64 connections at least 0.9 x Flask alone. For each there is a duel: the two take turns of some tenths of a second, ours
+between two of the other's. Its figure is the median of the ratios, with the 95 % confidence interval of the median; it
+is "even" where it is at least 0.97 and the interval has the target in it. Exits with 1 where one is missed, or the
+result is refused. wrk and the servers belong to this benchmark: others are looked for only while these are halted.
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks._company_app import MAX_SIZE, MODELS, VARIANTS
 from benchmarks._peers import FOLDER, PEERS, Missing, environment
-from benchmarks._report import COLOURS, Report, Spread, number, parser, spread
+from benchmarks._report import COLOURS, Report, Spread, interval, number, parser, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +67,7 @@ APPLICATION = Path(__file__).with_name("_company_app.py")
 KEPT = FOLDER / "model"
 CONNECTIONS = (1, 2, 8, 32, 64, 256)
 COMPANY = 8  # connections, from which on eager has to be the best
-WARM = 0.2  # seconds
+WARM = 0.1  # seconds
 START = 60.0  # seconds until a server answers, at most
 DRAIN = 20.0  # seconds until it has answered what wrk has left behind, at most
 STOP = 5.0  # seconds for wrk and for a server to end, at most
@@ -74,6 +75,8 @@ EVEN = 0.97
 TOLD = {"requests": "requests per second", "p50": "p50, ms", "p99": "p99, ms", "batch": "mean batch",
         "cpu": "microseconds of processor time per request"}  # fmt: skip
 PEERS_NEED = ("flask", "gunicorn[gevent]", "numpy", "scikit-learn")
+
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 Cell = tuple[str, int]  # a variant, and how many connections
 
@@ -84,13 +87,13 @@ def main(arguments: list[str] | None = None) -> int:
     if missing := _missing():
         print(f"Skipped: {missing}")
         return 0
-    report = Report("company", __doc__, options)
+    report = Report("company", __doc__, options, by_turns=True)
     data: dict[str, Any] = {"models": {}, "targets": []}
     for model in options.models:
         figures = measure(report, model, options)
         data["models"][model] = figures.data()
         _print_model(report, figures, options)
-        data["targets"] += targets(figures, options.connections)
+        data["targets"] += judged(figures)
     headings = ["model", "connections", "target", "at least", "measured", ""]
     rows = [[*(row[heading] for heading in headings[:4]), Spread(*row["measured"]), row["verdict"]]
             for row in data["targets"]]  # fmt: skip
@@ -111,6 +114,7 @@ class Figures:
         self.alone: dict[int, float] = {}  # ms that the model takes without a server, by images
         self.failed: dict[Cell, str] = {}
         self.of: dict[Cell, dict[int, dict[str, float]]] = defaultdict(dict)
+        self.duels: dict[Target, list[float]] = {}
 
     def values(self, cell: Cell, what: str = "requests") -> list[float]:
         """Of all rounds. None where one failed."""
@@ -120,11 +124,6 @@ class Figures:
         """NaN where there is none."""
         values = self.values(cell, what)
         return statistics.median(values) if values else math.nan
-
-    def ratios(self, cell: Cell, to: Cell) -> list[float]:
-        """Of the requests per second, in the rounds that have both."""
-        ours, theirs = ({} if each in self.failed else self.of.get(each, {}) for each in (cell, to))
-        return [ours[n]["requests"] / theirs[n]["requests"] for n in ours if n in theirs]
 
     def data(self) -> dict[str, Any]:
         """For the result."""
@@ -142,8 +141,18 @@ class Figures:
         }
 
 
+class Target(NamedTuple):
+    """That at so many connections one variant answers at least this part of what another does."""
+
+    connections: int
+    ours: str
+    other: str
+    words: str
+    least: float
+
+
 def measure(report: Report, model: str, options: argparse.Namespace) -> Figures:
-    """All variants with all numbers of connections, in rounds; every other round backwards."""
+    """All variants with all numbers of connections, in rounds, every other round backwards; then the duels."""
     figures = Figures(model)
     figures.alone = _alone(model)
     with _servers(figures, options) as servers:
@@ -151,46 +160,47 @@ def measure(report: Report, model: str, options: argparse.Namespace) -> Figures:
         for n in range(options.rounds):
             for connections in options.connections:
                 for server in servers[:: -1 if n % 2 else 1]:
-                    cell = (server.variant, connections)
-                    if cell in figures.failed:  # it would take the same time to fail again
-                        continue
-                    try:
-                        figures.of[cell][n] = server.measure(connections, options.seconds)
-                    except Failed as error:
-                        figures.failed[cell] = str(error)
+                    _measure(figures, server, connections, options.seconds, n)
             report.look()
+        by_variant = {server.variant: server for server in servers}
+        for target in targets(figures, options.connections):
+            ours, other = by_variant[target.ours], by_variant[target.other]
+            figures.duels[target] = _duel(ours, other, target.connections, options)
+            report.precise(f"{model}, {target.connections} connections: {target.words}", figures.duels[target])
+        report.look()
     return figures
 
 
-def targets(figures: Figures, measured: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each target whose figures there are."""
-    rows = []
-
-    def judge(connections: int, target: str, least: float, ratios: list[float]) -> None:
-        ratio = spread(ratios) if ratios else Spread(math.nan, math.nan, math.nan)
-        even = ratio.median >= EVEN * least and ratio.high >= least
-        verdict = "met" if ratio.median >= least else "even" if even else "MISSED" if ratios else "not measured"
-        rows.append({"model": figures.model, "connections": connections, "target": target, "at least": least,
-                     "measured": ratio, "verdict": verdict})  # fmt: skip
-
+def targets(figures: Figures, measured: Sequence[int]) -> list[Target]:
+    """Those whose figures there are."""
+    rows: list[Target] = []
     eager = _better(figures, measured)
     if eager is None:
         return []
     others = [variant for variant in VARIANTS if variant != "no model" and not variant.startswith("eager")]
     for connections in measured:
-        at = (eager, connections)
         if connections == 1 and figures.values(("unbatched", 1)):
-            judge(1, f"{eager}, to unbatched", 0.95, figures.ratios(at, ("unbatched", 1)))
+            rows.append(Target(1, eager, "unbatched", f"{eager}, to unbatched", 0.95))
         there = [variant for variant in others if figures.values((variant, connections))]
         if connections >= COMPANY and there:
             best = max(there, key=lambda variant: figures.median((variant, connections)))
-            judge(connections, f"{eager}, to the best other ({best})", 1.0, figures.ratios(at, (best, connections)))
-        if connections == MAX_SIZE and figures.model == "heavy" and figures.values(("no model", MAX_SIZE)):
-            full = MAX_SIZE / figures.alone[MAX_SIZE] * 1000
-            if full < figures.median(("no model", MAX_SIZE)):
-                judge(connections, f"{eager}, to full batches", 0.9, [value / full for value in figures.values(at)])
-            else:
-                judge(connections, f"{eager}, to Flask alone", 0.9, figures.ratios(at, ("no model", MAX_SIZE)))
+            rows.append(Target(connections, eager, best, f"{eager}, to the best other ({best})", 1.0))
+        flask = figures.median(("no model", MAX_SIZE))
+        full = MAX_SIZE / figures.alone[MAX_SIZE] * 1000  # more than Flask alone answers, with both models
+        if connections == MAX_SIZE and figures.model == "heavy" and flask < full:
+            rows.append(Target(MAX_SIZE, eager, "no model", f"{eager}, to Flask alone", 0.9))
+    return rows
+
+
+def judged(figures: Figures) -> list[dict[str, Any]]:
+    """A row for each target."""
+    rows = []
+    for target, ratios in figures.duels.items():
+        ratio = interval(ratios) if ratios else Spread(math.nan, math.nan, math.nan)
+        even = ratio.median >= EVEN * target.least and ratio.high >= target.least
+        verdict = "met" if ratio.median >= target.least else "even" if even else "MISSED" if ratios else "not measured"
+        rows.append({"model": figures.model, "connections": target.connections, "target": target.words,
+                     "at least": target.least, "measured": ratio, "verdict": verdict, "ratios": ratios})  # fmt: skip
     return rows
 
 
@@ -259,13 +269,16 @@ class _Server:
         self._counts(START)
         self._signal(signal.SIGSTOP)
 
-    def measure(self, connections: int, seconds: float) -> dict[str, float]:
-        """Let it run, load it, and halt it."""
+    def measure(self, connections: int, seconds: float, core: int) -> dict[str, float]:
+        """Let it run, load it, and halt it. wrk is on this core; the worker on another, if it has one thread only."""
         self._signal(signal.SIGCONT)
         try:
-            _wrk(self._port, connections, WARM)
             before = self._at_rest()
-            measured = told(_wrk(self._port, connections, seconds))
+            if not self.variant.endswith("native"):
+                os.sched_setaffinity(int(before["worker"]), set(CORES) - {core} or {core})
+            _wrk(self._port, connections, WARM, core)
+            before = self._at_rest()
+            measured = told(_wrk(self._port, connections, seconds, core))
             after = self._at_rest()
         finally:
             self._signal(signal.SIGSTOP)
@@ -342,9 +355,35 @@ def _servers(figures: Figures, options: argparse.Namespace) -> Iterator[list[_Se
         yield serving
 
 
-def _wrk(port: int, connections: int, seconds: float) -> str:
+def _measure(figures: Figures, server: _Server, connections: int, seconds: float, n: int) -> None:
+    cell = (server.variant, connections)
+    if cell in figures.failed:  # it would take the same time to fail again
+        return
+    try:
+        figures.of[cell][n] = server.measure(connections, seconds, CORES[n % len(CORES)])
+    except Failed as error:
+        figures.failed[cell] = str(error)
+
+
+def _duel(ours: _Server, other: _Server, connections: int, options: argparse.Namespace) -> list[float]:
+    """Ratios of the requests per second: one between two of the other's, on each core in turn."""
+
+    def rate(server: _Server, core: int) -> float:
+        return server.measure(connections, options.duel_seconds, core)["requests"]
+
+    ratios = []
+    with suppress(Failed):
+        for n in range(options.duels):
+            core = CORES[n % len(CORES)]
+            before, between, after = rate(other, core), rate(ours, core), rate(other, core)
+            ratios.append(between / ((before + after) / 2))
+    return ratios
+
+
+def _wrk(port: int, connections: int, seconds: float, core: int) -> str:
     """What it tells. It knows whole seconds only, and ends early, with its report, when interrupted."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds) + 60}s", "--timeout", "60s", "--latency",
+    command = ["taskset", "-c", str(core)]
+    command += ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds) + 60}s", "--timeout", "60s", "--latency",
                f"http://127.0.0.1:{port}/predict"]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -386,22 +425,25 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options.add_argument("--variants", nargs="+", choices=VARIANTS)
     options.add_argument("--rounds", type=int)
-    options.add_argument("--seconds", type=float, help="of load for each figure, after a fifth of a second")
+    options.add_argument("--seconds", type=float, help="of load for each figure, after a tenth of a second")
+    options.add_argument("--duels", type=int, help="for each target")
     chosen = options.parse_args(arguments)
     quick = chosen.quick
     chosen.connections = sorted(chosen.connections or ((1, MAX_SIZE) if quick else CONNECTIONS))
     chosen.variants = chosen.variants or [
         variant for variant in VARIANTS if not (quick and variant.startswith(tuple(PEERS)))
     ]
-    chosen.rounds = chosen.rounds or (1 if quick else 3)
-    chosen.seconds = chosen.seconds or (0.4 if quick else 1.5)
+    chosen.rounds = chosen.rounds or (1 if quick else 4)
+    chosen.seconds = chosen.seconds or (0.4 if quick else 0.6)
+    chosen.duels = chosen.duels or (1 if quick else 16)
+    chosen.duel_seconds = min(chosen.seconds, 0.3)
     return chosen
 
 
 def _missing() -> str | None:
     """What has to be installed first."""
-    if shutil.which("wrk") is None:
-        return "wrk is missing. Debian and Ubuntu: apt-get install wrk"
+    if shutil.which("wrk") is None or shutil.which("taskset") is None:
+        return "wrk or taskset is missing. Debian and Ubuntu: apt-get install wrk util-linux"
     for package in ("flask", "gunicorn", "numpy", "scikit-learn"):
         try:
             version(package)
@@ -454,11 +496,6 @@ def _print_model(report: Report, figures: Figures, options: argparse.Namespace) 
         cells = [cell for cell in figures.failed if figures.failed[cell] == reason]
         at = ", ".join(f"{variant} at {connections}" for variant, connections in cells)
         print(f"failed: {at}: {reason}")
-    for connections in options.connections:
-        values = figures.values(("no model", connections))
-        report.steady(f"{figures.model}, Flask alone with {connections} connections", values)
-        if len(values) == 3 and max(values) > 1.3 * min(values):
-            report.doubts.append(f"{figures.model}, Flask alone with {connections} connections: {spread(values)}")
     print()
 
 

@@ -20,7 +20,7 @@ the processor time per request and how many batches ran on the hub, are in the r
 the loop no time to look at its timers, so their gaps on the hub are several batches long: no server does that.
 
 The ratios are of the requests per second in the same round: native to greenlet; and auto to whichever of the two was
-faster. There is no requirement: this is the ground for the advice in the README.
+faster in the median. There is no requirement: this is the ground for the advice in the README.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Rounds = dict[str, list[dict[str, float]]]  # by executor, what each round found
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, keep, and return the exit status."""
     options = _options(arguments)
-    report = Report("executors", __doc__, options)
+    report = Report("executors", __doc__, options, by_turns=True)
     cells, failed = measure(report, options)
     for load in dict.fromkeys(cell.load for cell in cells):
         _print_load(report, load, {cell: rounds for cell, rounds in cells.items() if cell.load == load})
@@ -109,10 +109,9 @@ def ratios(rounds: Rounds, ours: str, theirs: str, what: str = "requests") -> li
 
 
 def auto_ratios(rounds: Rounds) -> list[float]:
-    """What auto answered, to the better of the other two in the same round."""
-    return [
-        min(pair) for pair in zip(ratios(rounds, "auto", "native"), ratios(rounds, "auto", "greenlet"), strict=True)
-    ]
+    """What auto answered, to the better of the other two, in the same round."""
+    better = max(("native", "greenlet"), key=lambda name: _median(rounds[name], "requests"))
+    return ratios(rounds, "auto", better)
 
 
 def in_words(cells: dict[Cell, Rounds]) -> Iterator[str]:

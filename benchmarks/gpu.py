@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     options.quick = options.quick or options.device == "cpu"
     rounds, seconds = (1, 0.1) if options.quick else (options.rounds, options.seconds)
-    report = Report("gpu", __doc__, options)
+    report = Report("gpu", __doc__, options, by_turns=True)
     handler = Model(options.device)
     taken: dict[str, list[dict[str, float]]] = {row: [] for row in ROWS}
     for _ in range(rounds):

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = arguments_parser.parse_args(arguments)
     batches, rounds = (2, 1) if options.quick else (options.batches, options.rounds)
     ways = [way for way in WAYS if not (options.without_peers and way in PEERS)]
-    report = Report("hub", __doc__, options)
+    report = Report("hub", __doc__, options, by_turns=True)
     kinds = [kind for kind in KINDS if kind == "python" or find_spec(kind)]
     for kind in set(KINDS) - set(kinds):
         print(f"{kind} is not installed: no row\n")

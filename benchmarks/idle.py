@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments_parser.add_argument("--without-peers", action="store_true")
     options = arguments_parser.parse_args(arguments)
     seconds, calls = (0.3, 2000) if options.quick else (options.seconds, options.calls)
-    report = Report("idle", __doc__, options)
+    report = Report("idle", __doc__, options, by_turns=True)
     rows = [_idle(*row, seconds) for row in ROWS if not (options.without_peers and row[1] in PEERS)]
     report.table(("world", "process", "switches", "processor, ms", "threads", ""), [list(row.values()) for row in rows])
     memory = _memory(calls)

@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen.rounds, chosen.seconds, chosen.loads, fewest, arrivals = 1, 0.3, (30, 90), 60, 2000
     if chosen.runtime != "gevent" and chosen.results is None:
         chosen.results = SCRATCH / chosen.runtime  # `benchmarks/results` has gevent's
-    report = Report("load", __doc__, chosen)
+    report = Report("load", __doc__, chosen, by_turns=True)
     simulated = [_simulate(shape, load, arrivals) for shape in SHAPES for load in chosen.loads]
     if chosen.simulated:
         return int(not _print(report, "simulated", simulated) and not chosen.quick)

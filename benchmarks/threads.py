@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments_parser.add_argument("--seconds", type=float, default=0.5, help="of each rule in each round")
     options = arguments_parser.parse_args(arguments)
     rounds, seconds = (1, 0.05) if options.quick else (options.rounds, options.seconds)
-    report = Report("threads", __doc__, options)
+    report = Report("threads", __doc__, options, by_turns=True)
     data = []
     for name, handler in HANDLERS.items():
         for callers in CALLERS:

@@ -67,16 +67,18 @@ def test_what_wrk_tells_is_read() -> None:
         company.told(TOLD + "  Socket errors: connect 0, read 2, write 0, timeout 0\n")
 
 
-def test_targets_are_judged_in_the_same_round() -> None:
+def test_targets_are_for_the_better_executor_and_judged_by_the_median_of_their_duels() -> None:
     figures = company.Figures("heavy")
     figures.alone = {64: 10.0}
-    rates = {"no model": [2000, 4000], "unbatched": [100, 200], "fixed 0": [1000, 2000], "eager, greenlet": [995, 2100]}
+    rates = {"no model": 4000, "unbatched": 100, "fixed 0": 1000, "eager, greenlet": 995, "eager, native": 990}
     for connections in (1, 64):
-        for variant, values in rates.items():
-            figures.of[variant, connections] = dict(enumerate({"requests": float(value)} for value in values))
-    rows = company.targets(figures, (1, 64))
-    assert [(row["connections"], row["at least"], row["verdict"]) for row in rows] == [
-        (1, 0.95, "met"),
-        (64, 1.0, "met"),
-        (64, 0.9, "MISSED"),
+        for variant, rate in rates.items():
+            figures.of[variant, connections] = {0: {"requests": float(rate)}}
+    chosen = company.targets(figures, (1, 64))
+    assert [target[:3] for target in chosen] == [
+        (1, "eager, greenlet", "unbatched"),
+        (64, "eager, greenlet", "fixed 0"),
+        (64, "eager, greenlet", "no model"),
     ]
+    figures.duels = dict(zip(chosen, ([0.9, 0.96, 1.0], [0.9, 0.98, 1.01], [0.2, 0.3, 0.4]), strict=True))
+    assert [row["verdict"] for row in company.judged(figures)] == ["met", "even", "MISSED"]

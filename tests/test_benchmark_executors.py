@@ -41,7 +41,7 @@ def test_ratios_are_of_the_same_round() -> None:
         "auto": [{"requests": 90.0}, {"requests": 80.0}],
     }
     assert executors.ratios(rounds, "native", "greenlet") == [0.5, 2.0]
-    assert executors.auto_ratios(rounds) == [0.9, 1.0]
+    assert executors.auto_ratios(rounds) == [0.9, 2.0]  # greenlet answers more in the median
 
 
 def test_a_kind_that_cannot_be_measured_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,14 +49,6 @@ def test_a_result_of_another_machine_is_refused(
     assert "REFUSED" in capsys.readouterr().out
 
 
-def test_values_that_differ_too_much_are_a_doubt(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    one = report(monkeypatch)
-    one.steady("these", [10.0, 10.1, 10.2, 10.3])
-    assert one.doubts == []
-    one.steady("those", [10.0, 20.0, 30.0, 40.0])
-    assert [doubt.partition(":")[0] for doubt in one.doubts] == ["those"]
-
-
 def test_a_median_that_is_not_known_well_enough_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     one = report(monkeypatch)
     one.precise("many", [1.0, 1.4] * 5 + [1.2] * 20)

@@ -100,7 +100,7 @@ def test_the_ends_and_reasons_are_all_told() -> None:
     }
     assert all(f"`{end}`" in PROSE for end in ENDS)
     assert reasons == {"full", "timeout", "idle", "drain"}
-    assert all(f'"{reason}")' in SOURCE for reason in reasons)
+    assert all(f'"{reason}"' in SOURCE for reason in reasons)
 
 
 @pytest.mark.parametrize("header", ["of a batch's span", "of a request's span, and of its link to the batch"])

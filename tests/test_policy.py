@@ -113,13 +113,42 @@ def test_taking_leaves_the_rest_in_order() -> None:
     assert (pending.count, pending.take_all()) == (0, [])
 
 
-def test_removing_what_is_not_pending_is_an_error() -> None:
-    pending = pending_of(("a", 1.0))
-    with pytest.raises(KeyError):
-        pending.remove(Item("a", 1.0))
-    with pytest.raises(KeyError):
-        pending.remove(Item("b", 1.0))
-    assert pending.count == 1
+def test_a_line_that_was_emptied_past_what_was_removed_is_gone() -> None:
+    pending, items = Pending(), [Item("a", float(i)) for i in range(6)]
+    for item in items:
+        pending.add(item)
+    for item in items[1:4]:
+        pending.remove(item)
+    assert pending.take("a", 5) == [items[0], *items[4:]]
+    pending.add(later := Item("b", 7.0))
+    assert (pending.count, pending.oldest()) == (1, later)
+
+
+steps = st.lists(st.tuples(st.sampled_from(["add", "add", "remove", "take"]), st.sampled_from("ab"), st.integers(0, 9)))
+
+
+@given(steps=steps)
+def test_pending_requests_are_what_a_list_of_them_would_be(steps: list[tuple[str, str, int]]) -> None:
+    pending, model = Pending(), list[Item]()
+    for time, (step, shape, number) in enumerate(steps):
+        there = [item for item in model if item.shape == shape]
+        if step == "add":
+            model.append(Item(shape, float(time)))
+            pending.add(model[-1])
+        elif step == "remove" and model:
+            pending.remove(model.pop(number % len(model)))
+        elif step == "take" and there:
+            gone = pending.take(shape, number)
+            assert gone == there[:number]
+            model = [item for item in model if item not in gone]
+        assert pending.count == len(model)
+        for each in {item.shape for item in model}:
+            assert pending.head(each, 99) == [item for item in model if item.shape == each]
+            assert pending.size(each) == len(pending.head(each, 99))
+        if model:
+            assert pending.oldest() is model[0]
+            assert pending.size(pending.largest()) == max(Counter(item.shape for item in model).values())
+    assert sorted(pending.take_all(), key=model.index) == model
 
 
 items = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10)), max_size=12)

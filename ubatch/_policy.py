@@ -5,8 +5,8 @@ Pure: time is an argument. There is no clock here, no lock, no queue, and nothin
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Hashable, Iterator
 from itertools import islice
 from math import inf
 from typing import Any, NamedTuple
@@ -37,66 +37,114 @@ class Pending:
     Adding, removing and taking one request cost the same however many are pending.
     """
 
-    __slots__ = ("_groups", "count")
+    __slots__ = ("_lines", "count")
 
     def __init__(self) -> None:
-        self._groups: dict[Hashable, OrderedDict[Any, None]] = {}
+        self._lines: dict[Hashable, Line] = {}
         self.count = 0
 
     def add(self, request: Any) -> int:
         """Append one, and return how many there are then."""
         shape = request.shape
-        if shape in self._groups:
-            self._groups[shape][request] = None
+        if shape in self._lines:
+            self._lines[shape].requests.append(request)
         else:
-            self._groups[shape] = OrderedDict({request: None})
+            self._lines[shape] = Line(request)
         self.count = count = self.count + 1
         return count
 
     def remove(self, request: Any) -> None:
-        """Take out one request, wherever it stands. Raises KeyError where it is not pending."""
-        group = self._groups[request.shape]
-        del group[request]
-        if not group:
-            del self._groups[request.shape]
+        """Take out one request, wherever it stands. It must be pending."""
+        line = self._lines[request.shape]
+        line.remove(request)
+        if not line.requests:
+            del self._lines[request.shape]
         self.count -= 1
 
     def head(self, shape: Hashable, most: int) -> list[Any]:
         """The oldest requests of a shape, at most so many."""
-        return list(islice(self._groups[shape], most))
+        return list(islice(self._lines[shape], most))
 
     def take(self, shape: Hashable, most: int) -> list[Any]:
         """Take the oldest requests of a shape, at most so many."""
-        group = self._groups[shape]
-        if len(group) <= most:
-            del self._groups[shape]
-            taken = list(group)
+        line = self._lines[shape]
+        if len(line.requests) <= most:
+            del self._lines[shape]
+            taken = list(line)
         else:
-            taken = [group.popitem(last=False)[0] for _ in range(most)]
+            taken = line.take(most)
+            if not line.requests:
+                del self._lines[shape]
         self.count -= len(taken)
         return taken
 
     def take_all(self) -> list[Any]:
         """Take everything, in the order of shapes."""
-        taken = [request for group in self._groups.values() for request in group]
-        self._groups.clear()
+        taken = [request for line in self._lines.values() for request in line]
+        self._lines.clear()
         self.count = 0
         return taken
 
     def size(self, shape: Hashable) -> int:
         """How many requests of a shape are pending. There must be one."""
-        return len(self._groups[shape])
+        line = self._lines[shape]
+        return len(line.requests) - len(line.removed)
 
     def largest(self) -> Hashable:
         """The shape of which most are pending. There must be one."""
-        groups = self._groups
-        return next(iter(groups)) if len(groups) == 1 else max(groups, key=lambda shape: len(groups[shape]))
+        lines = self._lines
+        return next(iter(lines)) if len(lines) == 1 else max(lines, key=self.size)
 
     def oldest(self) -> Any:
         """The request that has waited longest. There must be one."""
-        if len(self._groups) == 1:
-            return next(iter(*self._groups.values()))
-        return min((next(iter(group)) for group in self._groups.values()), key=lambda request: request.accepted_at)
+        if len(self._lines) == 1:
+            return next(iter(self._lines.values())).requests[0]
+        return min((line.requests[0] for line in self._lines.values()), key=lambda request: request.accepted_at)
+
+
+NOTHING_REMOVED: set[Any] = set()  # of every line, at first: never added to
+
+
+class Line:
+    """Requests of one shape. What was removed stands in line until it would be the first, or half of the line; so the
+    first one never is, and nothing is ever looked for.
+    """
+
+    __slots__ = ("removed", "requests")
+
+    def __init__(self, request: Any) -> None:
+        self.requests = deque((request,))
+        self.removed = NOTHING_REMOVED
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.requests) if not self.removed else (r for r in self.requests if r not in self.removed)
+
+    def remove(self, request: Any) -> None:
+        if not self.removed:
+            self.removed = set()
+        self.removed.add(request)
+        if 2 * len(self.removed) > len(self.requests):
+            self.requests, self.removed = deque(self), NOTHING_REMOVED
+        self._forget_the_first()
+
+    def take(self, most: int) -> list[Any]:
+        """Of more than so many in line."""
+        requests, removed = self.requests, self.removed
+        if not removed:
+            return [requests.popleft() for _ in range(most)]
+        taken: list[Any] = []
+        while requests and len(taken) < most:
+            request = requests.popleft()
+            if request in removed:
+                removed.discard(request)
+            else:
+                taken.append(request)
+        self._forget_the_first()
+        return taken
+
+    def _forget_the_first(self) -> None:
+        while self.removed and self.requests[0] in self.removed:
+            self.removed.discard(self.requests.popleft())
 
 
 NOTHING = Wait(inf, 1)
