@@ -1,7 +1,7 @@
 """What the benchmarks share: the machine, medians with their spread, tables, and results that are kept or refused.
 
     report = Report("cost", __doc__, options)          # before the first measurement; `options` are `parser`'s
-    report.precise("to the floor", ratios)             # a doubt where their median could as well be another
+    report.precise("to the floor", ratios, 1.3)        # a doubt where they do not tell whether it is 1.3
     report.table(["callers", "us"], [[64, spread(values)]])
     return report.save(data, plot)                     # 0, or 1 where the result is refused
 
@@ -132,10 +132,13 @@ class Report:
         self._others.append(busy_cores())
         self._speeds.append(_loop_seconds())
 
-    def precise(self, what: str, values: Sequence[float], within: float = IMPRECISE) -> None:
-        """Doubt the result where the median is not known to this part of it."""
+    def precise(self, what: str, values: Sequence[float], bound: float) -> None:
+        """Doubt the result where the values do not tell on which side of a bound their median is, nor that it is near:
+        where its confidence interval has the bound in it and is wide.
+        """
         found = interval(values)
-        if max(found.high - found.median, found.median - found.low) > within * abs(found.median):
+        wide = max(found.high - found.median, found.median - found.low) > IMPRECISE * abs(found.median)
+        if wide and found.low <= bound <= found.high:
             self.doubts.append(f"{what}: the median is between {number(found.low)} and {number(found.high)}")
 
     def table(self, headings: Sequence[object], rows: Iterable[Sequence[object]]) -> None:

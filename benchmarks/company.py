@@ -1,6 +1,6 @@
 """Alone and in company: what does batching do for a web server, from one client to 256?
 
-    python -m benchmarks.company                     # a quarter of an hour
+    python -m benchmarks.company                     # twenty minutes
     python -m benchmarks.company --quick             # a minute: 1 and 64 connections, one round, without the peers
     python -m benchmarks.company --models light --connections 1 64 --variants unbatched "eager, greenlet"
 
@@ -166,7 +166,8 @@ def measure(report: Report, model: str, options: argparse.Namespace) -> Figures:
         for target in targets(figures, options.connections):
             ours, other = by_variant[target.ours], by_variant[target.other]
             figures.duels[target] = _duel(ours, other, target.connections, options)
-            report.precise(f"{model}, {target.connections} connections: {target.words}", figures.duels[target])
+            words = f"{model}, {target.connections} connections: {target.words}"
+            report.precise(words, figures.duels[target], target.least)
         report.look()
     return figures
 
@@ -367,9 +368,10 @@ def _measure(figures: Figures, server: _Server, connections: int, seconds: float
 
 def _duel(ours: _Server, other: _Server, connections: int, options: argparse.Namespace) -> list[float]:
     """Ratios of the requests per second: one between two of the other's, on each core in turn."""
+    seconds = options.seconds * (2 if connections >= MAX_SIZE else 0.5)  # a round of many takes a tenth of a second
 
     def rate(server: _Server, core: int) -> float:
-        return server.measure(connections, options.duel_seconds, core)["requests"]
+        return server.measure(connections, seconds, core)["requests"]
 
     ratios = []
     with suppress(Failed):
@@ -436,7 +438,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     chosen.rounds = chosen.rounds or (1 if quick else 4)
     chosen.seconds = chosen.seconds or (0.4 if quick else 0.6)
     chosen.duels = chosen.duels or (1 if quick else 16)
-    chosen.duel_seconds = min(chosen.seconds, 0.3)
     return chosen
 
 

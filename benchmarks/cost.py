@@ -1,6 +1,6 @@
 """What does a call cost, beside the least that it can cost, and beside other batching libraries?
 
-    python -m benchmarks.cost                        # seven minutes
+    python -m benchmarks.cost                        # ten minutes
     python -m benchmarks.cost --quick                # ten seconds, 1 and 64 callers, without the peers
     python -m benchmarks.cost --callers 1 64 --rounds 10
 
@@ -76,7 +76,7 @@ Cell = tuple[str, str, int]  # world, system, number of callers
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, and return the exit status."""
     options = parser("cost", __doc__)
-    options.add_argument("--rounds", type=int, default=60, help=f"at {AT} callers; a fifth of it elsewhere")
+    options.add_argument("--rounds", type=int, default=50, help=f"at {AT} callers; a fifth of it elsewhere")
     options.add_argument("--callers", type=int, nargs="+", help=f"default: {' '.join(map(str, CALLERS))}")
     options.add_argument("--seconds", type=float, default=0.03, help="for each figure")
     chosen = options.parse_args(arguments)
@@ -295,7 +295,7 @@ def _print_requirements(report: Report, costs: Costs) -> bool:
     rows = [row for row in rows if row[3]]
     for world, system, what, values, most in rows:
         if most != math.inf:
-            report.precise(f"{world}, {system}, {what}", values)
+            report.precise(f"{world}, {system}, {what}", values, most)
     if rows:
         report.table(["world", "system", "requirement", "at most", "measured", ""], map(_verdict, rows))
     failed = any(system in MOST for _, system, _ in costs.failed)

@@ -49,11 +49,12 @@ def test_a_result_of_another_machine_is_refused(
     assert "REFUSED" in capsys.readouterr().out
 
 
-def test_a_median_that_is_not_known_well_enough_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ratio_that_does_not_tell_whether_a_bound_is_kept_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     one = report(monkeypatch)
-    one.precise("many", [1.0, 1.4] * 5 + [1.2] * 20)
-    one.precise("few", [1.0, 1.2, 1.4])
-    assert [doubt.partition(":")[0] for doubt in one.doubts] == ["few"]
+    one.precise("known", [1.0, 1.4] * 5 + [1.2] * 20, 1.2)
+    one.precise("below", [1.0, 1.2, 1.4], 1.5)
+    one.precise("either", [1.0, 1.2, 1.4], 1.3)
+    assert [doubt.partition(":")[0] for doubt in one.doubts] == ["either"]
 
 
 @pytest.mark.parametrize(
