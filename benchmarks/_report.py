@@ -102,6 +102,15 @@ def interval(values: Iterable[float]) -> Spread:
     return Spread(statistics.median(values), values[least], values[n - 1 - least])
 
 
+def tells(values: Sequence[float], bound: float) -> bool:
+    """Whether the values tell on which side of a bound their median is, or else that it is near: not where its
+    confidence interval has the bound in it and is wide.
+    """
+    found = interval(values)
+    wide = max(found.high - found.median, found.median - found.low) > IMPRECISE * abs(found.median)
+    return not (wide and found.low <= bound <= found.high)
+
+
 def number(value: float) -> str:
     """It, with about three digits."""
     if math.isnan(value):
@@ -133,12 +142,9 @@ class Report:
         self._speeds.append(_loop_seconds())
 
     def precise(self, what: str, values: Sequence[float], bound: float) -> None:
-        """Doubt the result where the values do not tell on which side of a bound their median is, nor that it is near:
-        where its confidence interval has the bound in it and is wide.
-        """
-        found = interval(values)
-        wide = max(found.high - found.median, found.median - found.low) > IMPRECISE * abs(found.median)
-        if wide and found.low <= bound <= found.high:
+        """Doubt the result where the values do not tell whether a bound is kept."""
+        if not tells(values, bound):
+            found = interval(values)
             self.doubts.append(f"{what}: the median is between {number(found.low)} and {number(found.high)}")
 
     def table(self, headings: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
