@@ -59,7 +59,7 @@ AT = 64
 MANY = 4096
 LIMIT = 20.0  # seconds for one figure
 GENERATION = 6  # rounds, after which the processes are started anew: each has a speed of its own, by some hundredths
-CORES = sorted(os.sched_getaffinity(0))
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 MOST = {
     "greenlet, fixed": 1.3,
     "greenlet, eager": 1.3,

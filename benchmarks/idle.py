@@ -117,11 +117,11 @@ def _plot(figure: Any, data: dict[str, Any]) -> None:
     left.barh([f"{row['process']} ({row['world']})" for row in rows], [max(row["switches"], 1) for row in rows])
     left.set_xscale("log")
     left.invert_yaxis()
-    left.set_xlabel("voluntary context switches while idle")
+    left.set_xlabel("context switches while idle")
     memory = data["memory"]
     right.barh([f"{row['calls']} ({row['world']})" for row in memory], [row["bytes each"] for row in memory])
     right.invert_yaxis()
-    right.set_xlabel("resident bytes for each pending call")
+    right.set_xlabel("bytes for each pending call")
 
 
 if __name__ == "__main__":
