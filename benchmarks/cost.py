@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks._callers import SYSTEMS
 from benchmarks._peers import FAILURES, PEERS, environment, reason
-from benchmarks._report import COLOURS, Report, interval, parser, spread
+from benchmarks._report import COLOURS, Report, interval, parser, spread, tells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,7 +189,7 @@ class Requirement(NamedTuple):
 def requirements(costs: Costs) -> list[Requirement]:
     """Those that were measured."""
     rows = []
-    for world, system in [(world, system) for world in SYSTEMS for system in SYSTEMS[world]]:
+    for world, system in [(where, each) for where in SYSTEMS for each in SYSTEMS[where]]:
         at, many = (world, system, AT), (world, system, MANY)
         rows.append(Requirement(at, _floor(at), f"ratio to the floor at {AT}", MOST.get(system, math.inf)))
         most = MOST_GROWTH if system in MOST else math.inf
