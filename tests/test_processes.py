@@ -168,7 +168,7 @@ def test_greenlets_of_two_threads_come_first_at_once(first: str) -> None:
     done = run(
         "; ".join(imports if first == "gevent" else reversed(imports))
         + textwrap.dedent("""
-        import sys, gevent
+        import os, sys, gevent
         from gevent.event import AsyncResult
         from importlib.machinery import PathFinder, SourceFileLoader
         from ubatch._runtime._native import _start_new_thread, allocate_lock
@@ -202,11 +202,12 @@ def test_greenlets_of_two_threads_come_first_at_once(first: str) -> None:
                 answer = gevent.spawn(batcher.ubatch, 1).get()
             except gevent.exceptions.LoopExit as error:
                 answer = repr(error)
-            loop.run_callback_threadsafe(result.set, answer)
             gevent.get_hub().destroy(destroy_loop=True)
+            loop.run_callback_threadsafe(result.set, answer)
 
         _start_new_thread(of_another_thread, ())
-        print(gevent.spawn(batcher.ubatch, 2).get(), result.get(timeout=20))
+        print(gevent.spawn(batcher.ubatch, 2).get(), result.get(timeout=20), flush=True)
+        os._exit(0)  # the thread may still be ending
         """)
     )
     assert (done.stdout, done.stderr, done.returncode) == ("2 1\n", "", 0)
