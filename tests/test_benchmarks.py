@@ -60,3 +60,11 @@ def test_gpu_says_that_it_was_skipped(capsys: pytest.CaptureFixture[str]) -> Non
         pytest.skip("there is a GPU")
     assert gpu.main([]) == 0
     assert capsys.readouterr().out.startswith("SKIPPED: ")
+
+
+def test_where(tmp_path: Path) -> None:
+    data = found("where", tmp_path)
+    for way, stages in data["microseconds"].items():
+        assert len(stages) == len(data["stages"])
+        assert all(stage > 0 for stage in stages)
+        assert data["the whole call"][way] > 0
