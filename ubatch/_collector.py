@@ -44,6 +44,7 @@ from ._statistics import Tally
 
 NEVER = maxsize  # more requests than will ever be pending
 NOWHERE = (-1, -1)  # no process
+Act = Callable[[], Any]  # something to do; it may return what to do next
 STALL_TOLD_EVERY = 60.0  # seconds, at most; arbitrary: a handler that is always slow must not fill the log
 WEIGHT = 0.2  # of the latest batch in the average of seconds per request; arbitrary, some ten batches are remembered
 
@@ -239,13 +240,14 @@ class Collector:
     def _collect(self) -> None:
         """The one body of the collector, in every world."""
         try:
-            while (act := self._next()) is not None:
-                act()
+            act = self._next()
+            while act is not None:
+                act = act() or self._next()
         finally:
             self._end_collecting()
 
-    def _next(self) -> Callable[[], object] | None:
-        """Decide what to do now; None is to end."""
+    def _next(self) -> Act | None:
+        """Decide what to do now; None is to end. What is returned may itself return what to do next."""
         if not self.is_current():  # a fork copied this greenlet; what it knows belongs to the parent
             return None
         with self.lock:
@@ -261,7 +263,7 @@ class Collector:
         idle = self._signal.wait_idle(max(0.0, until - self.clock()))
         self._quiet = idle and self._pending.count == count
 
-    def _dispatch(self, batch: Batch) -> None:
+    def _dispatch(self, batch: Batch, then: Act | None) -> Act | None:
         try:
             for observe in self.observers.batch_started:
                 observe(batch)
@@ -275,6 +277,7 @@ class Collector:
         except Exception as error:  # no thread to be had
             batch.error = error
             self._finish(batch)
+        return then
 
     def _finish(self, batch: Batch) -> None:
         """Called once the handler has ended, by the executor."""
@@ -348,7 +351,7 @@ class Collector:
 
     # Under the lock.
 
-    def _close_or_sleep(self, now: float) -> Callable[[], object] | None:
+    def _close_or_sleep(self, now: float) -> Act | None:
         ended = self._closing and not self._pending.count
         if ended and not self._in_flight:
             return None
@@ -364,16 +367,17 @@ class Collector:
             return partial(self._sleep_till_quiet, step.until, self._pending.count)
         return self._sleep_until(step.until)
 
-    def _close(self, step: Close, now: float) -> Callable[[], object]:
+    def _close(self, step: Close, now: float) -> Act:
         """Make the batch; but first, in a step of its own, let go who would be in it for nothing."""
         if late := [r for r in self._pending.head(step.shape, step.size) if r.deadline_at <= now]:
             return partial(self.runtime.wake, self._end_late(late))
         batch = Batch(self._pending.take(step.shape, step.size), step.reason, now, self._options.strategy)
         self._tally.batch_closed(step.reason, [request.accepted_at for request in batch.requests], now)
         self._in_flight.append(batch)
-        return partial(self._dispatch, batch)
+        # With nothing left the next step can only be to sleep, so it is decided at once.
+        return partial(self._dispatch, batch, None if self._pending.count else self._close_or_sleep(now))
 
-    def _sleep_until(self, until: float) -> Callable[[], object]:
+    def _sleep_until(self, until: float) -> Act:
         """Sleep, but not past the time at which a batch stalls."""
         if self._options.stall_after != inf:
             until = min((until, *(self._stalls_at(batch) for batch in self._in_flight)))
@@ -383,7 +387,7 @@ class Collector:
         """When a batch will have run for too long; never a second time."""
         return inf if batch.stalled else batch.started_at + self._options.stall_after
 
-    def _begin_stall(self, now: float) -> Callable[[], object] | None:
+    def _begin_stall(self, now: float) -> Act | None:
         if self._options.stall_after == inf:
             return None
         batches = [batch for batch in self._in_flight if self._stalls_at(batch) <= now]
@@ -398,7 +402,7 @@ class Collector:
         seconds = max((self.clock() - batch.started_at for batch in self._in_flight if batch.stalled), default=0.0)
         return f"; it has not come back for {seconds:.1f} seconds" if seconds else ""
 
-    def _show_ended(self) -> Callable[[], object] | None:
+    def _show_ended(self) -> Act | None:
         batches, self._ended = self._ended, []
         return partial(self._show, batches) if batches else None
 

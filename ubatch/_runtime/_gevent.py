@@ -28,7 +28,6 @@ from gevent._hub_local import get_hub_if_exists
 from gevent.event import AsyncResult
 from gevent.hub import MAIN_THREAD_IDENT
 from gevent.hub import Waiter as _Waiter
-from gevent.queue import Queue
 from greenlet import getcurrent, greenlet
 
 from ._base import Executor, Runtime, Signal, Waiter
@@ -182,43 +181,59 @@ def _switch_all(waiters: list[HomeWaiter]) -> None:
 
 
 class _Signal:
+    """Parks its task itself: through a queue each wake-up would cost a second callback of the loop."""
+
     def __init__(self, hub: Any) -> None:
         self._hub = hub
-        self._queue = Queue()  # not SimpleQueue: before gevent 25.4 that is the standard library's
+        self._is_set = False
+        self._parked: _Waiter | None = None
+        self._idle: Any = None
 
     def set(self) -> None:
-        if get_hub_if_exists() is self._hub:
-            self._queue.put(None)
-        else:
-            self._hub.loop.run_callback_threadsafe(self._queue.put, None)
+        loop = self._hub.loop
+        run = loop.run_callback if get_hub_if_exists() is self._hub else loop.run_callback_threadsafe
+        run(self._ring)
 
     def wait(self, timeout: float | None) -> None:
         if timeout is None:
-            self._get()
+            self._park()
             return
         with self._hub.loop.timer(timeout) as timer:
-            timer.start(self._queue.put, None, update=True)  # the loop's own idea of now may be old
-            self._get()
+            timer.start(self._wake, None, update=True)  # the loop's own idea of now may be old
+            self._park()
 
     def wait_idle(self, timeout: float) -> bool:
         # The loop calls an idle watcher when there is nothing else to call: every callback has run, and what had
         # arrived at a socket has been read.
-        idle = self._hub.loop.idle()
-        idle.start(self._queue.put, idle)
+        idle = self._idle = self._idle or self._hub.loop.idle()
+        idle.start(self._wake, idle)
         try:
             with self._hub.loop.timer(timeout) as timer:
-                timer.start(self._queue.put, None, update=True)
-                return self._get() is idle
+                timer.start(self._wake, None, update=True)
+                return self._park() is idle
         finally:
             idle.stop()
-            idle.close()
 
-    def _get(self) -> object:
-        """What was set last; several sets count as one."""
-        token = self._queue.get()
-        while self._queue.qsize():
-            token = self._queue.get()
-        return token
+    # In the hub.
+
+    def _ring(self) -> None:
+        self._is_set = True
+        self._wake(None)
+
+    def _wake(self, token: object) -> None:
+        if self._parked is not None:
+            self._parked.switch(token)
+
+    # In the task.
+
+    def _park(self) -> object:
+        """Return what wakes it; None at once where it was set before."""
+        self._parked = None if self._is_set else _Waiter(self._hub)
+        try:
+            return None if self._parked is None else self._parked.get()
+        finally:
+            self._parked = None
+            self._is_set = False
 
 
 class _GreenletExecutor:
