@@ -73,7 +73,7 @@ START = 60.0  # seconds until a server answers, at most
 DRAIN = 20.0  # seconds until it has answered what wrk has left behind, at most
 STOP = 5.0  # seconds for wrk and for a server to end, at most
 EVEN = 0.97
-MORE = 3  # times as many duels, at most, where they do not tell
+MORE = 6  # times as many duels, at most, where they do not tell
 TOLD = {"requests": "requests per second", "p50": "p50, ms", "p99": "p99, ms", "batch": "mean batch",
         "cpu": "microseconds of processor time per request"}  # fmt: skip
 PEERS_NEED = ("flask", "gunicorn[gevent]", "numpy", "scikit-learn")

@@ -8,21 +8,27 @@ calls, and of the whole.
 
 * fixed 0: `UBatch(64, 0, executor="greenlet")`, which asks nobody whether somebody else is on the way.
 * eager: `UBatch(64, 0.02, executor="greenlet", eager=True)`. native: the same with its handler on a native thread.
-* cold: eager, and between two calls the caller walks over 8 MiB of memory and formats some text, so that the batcher's
-  code and data are not in the processor's caches. Beside a web framework and a model they are not either.
+* cold: eager, and between two calls Flask answers a request and a small network computes, as in a server whose view
+  makes the call; so the batcher's code and data are not in the processor's caches.
+* bare: what an eager call cannot do without, and nothing else: a greenlet to collect and one to handle, an idle watcher
+  and its timer, and the switches between them.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import gevent
+from flask import Flask
+from gevent.hub import Waiter
 
+from benchmarks._company_app import light
 from benchmarks._report import Report, parser
 from ubatch import Batch, Instrument, Request, UBatch
 
@@ -69,14 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.parse_args(arguments)
     report = Report("where", __doc__, chosen, by_turns=True)
     taken: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    bare: list[float] = []
+    calls = 10 if chosen.quick else chosen.calls // 10
     for _ in range(1 if chosen.quick else 10):
         for way in WAYS:
-            calls = 10 if chosen.quick else chosen.calls // 10
             taken[way] += gevent.spawn(_calls, way, calls).get()
+        bare += gevent.spawn(_bare, calls).get()
     columns = {way: [statistics.median(stage) for stage in zip(*calls, strict=True)] for way, calls in taken.items()}
     whole = {way: statistics.median(map(sum, calls)) for way, calls in taken.items()}
-    rows = [[stage, *(columns[way][n] for way in WAYS)] for n, stage in enumerate(STAGES)]
-    report.table(["microseconds", *WAYS], [*rows, ["the whole call", *whole.values()]])
+    whole["bare"] = statistics.median(bare)
+    rows = [[stage, *(columns[way][n] for way in WAYS), ""] for n, stage in enumerate(STAGES)]
+    report.table(["microseconds", *WAYS, "bare"], [*rows, ["the whole call", *whole.values()]])
     return report.save({"stages": list(STAGES), "microseconds": columns, "the whole call": whole}, _plot)
 
 
@@ -89,16 +98,67 @@ def _calls(way: str, count: int) -> list[list[float]]:
     with batcher:
         for _ in range(20):
             batcher.ubatch(1)
-        memory = bytearray(8 << 20)
+        elsewhere = _elsewhere()
         found = []
         for x in range(count):
             if way == "cold":
-                memory.count(x & 255)
-                json.loads(json.dumps({str(n): [n, f"{n:.3f}"] for n in range(200)}))
+                elsewhere()
             stages.times = [time.perf_counter()]
             batcher.ubatch(x)
             stages.times.append(time.perf_counter())
             found.append([(end - begin) * 1e6 for begin, end in pairwise(stages.times)])
+    return found
+
+
+def _elsewhere() -> Callable[[], object]:
+    """What a request costs beside its call."""
+    app = Flask(__name__)
+    predict = light(Path())
+
+    @app.get("/")
+    def answer() -> dict[str, int]:
+        return {"digit": predict([[0.5] * 64])[0]}
+
+    client = app.test_client()
+    return lambda: client.get("/")
+
+
+def _bare(count: int) -> list[float]:
+    hub = gevent.get_hub()
+    run = hub.loop.run_callback
+
+    def collect() -> None:
+        nonlocal rung
+        idle = hub.loop.idle()
+        while True:
+            rung = Waiter(hub)
+            rung.get()
+            quiet = Waiter(hub)
+            idle.start(quiet.switch, None)
+            with hub.loop.timer(0.02) as timer:
+                timer.start(quiet.switch, None)
+                quiet.get()
+            idle.stop()
+            run(handling.switch, None)
+
+    def handle() -> None:
+        nonlocal handling
+        while True:
+            handling = Waiter(hub)
+            handling.get()
+            run(caller.switch, None)
+
+    rung = handling = caller = Waiter(hub)
+    tasks = [gevent.spawn(collect), gevent.spawn(handle)]
+    gevent.idle()
+    found = []
+    for _ in range(count):
+        began = time.perf_counter()
+        caller = Waiter(hub)
+        run(rung.switch, None)
+        caller.get()
+        found.append((time.perf_counter() - began) * 1e6)
+    gevent.killall(tasks)
     return found
 
 

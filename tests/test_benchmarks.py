@@ -64,6 +64,7 @@ def test_gpu_says_that_it_was_skipped(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_where(tmp_path: Path) -> None:
     data = found("where", tmp_path)
+    assert data["the whole call"]["bare"] > 0
     for way, stages in data["microseconds"].items():
         assert len(stages) == len(data["stages"])
         assert all(stage > 0 for stage in stages)
