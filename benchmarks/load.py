@@ -14,7 +14,8 @@ All policies of a cell get the same arrivals: a Poisson process with the number 
 has exactly its rate. A native thread keeps the time, as a network would, and what is due then is called from the hub,
 each call in a greenlet of its own; a latency is from the moment for which a call was intended until its caller goes on,
 so it holds all lateness. (With plain threads a thread for each call would cost more than the rest, so it is until the
-handler came back.) A run that missed its rate, or whose arrivals were late, is made again, three times at most, then it is in doubt.
+handler came back.) A run that missed its rate, or whose arrivals were late, is made again, at most three times; then it
+is in doubt.
 
 Each cell is a second or two for each policy in each round, from an empty start, with as many requests as the table
 says; p99 rests on a hundredth of those, so a few percent of it are chance. The mean and p99 are of all rounds together;
@@ -246,8 +247,8 @@ def _measure(report: Report, cell: Cell, number: int, runtime: str, many: int) -
             if not done.missed:
                 break
         else:
-            what = f"{cell.shape}, {cell.load} %, {name}, round {number + 1}"
-            report.doubts.append(f"{what}: missed its rate {TRIES} times; calls were {done.late * 1000:.1f} ms late at p99")
+            what = f"{cell.shape}, {cell.load} %, {name}, round {number + 1}: missed its rate {TRIES} times"
+            report.doubts.append(f"{what}; calls were {done.late * 1000:.1f} ms late at p99")
         cell.runs.setdefault(name, []).append(done)
 
 
