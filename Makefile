@@ -64,9 +64,9 @@ lint: install
 soak: install
 	$(BIN)/python -m benchmarks.soak
 
-# Matplotlib draws the plots; other environments do without it. ONLY='cost hub' chooses.
+# Matplotlib draws the plots and torch is measured; other environments do without them. ONLY='cost hub' chooses.
 bench: install
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@$(BIN)/python -c 'import matplotlib, torch' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks $(ONLY)
 
 clean:

@@ -231,6 +231,7 @@ class UBatch(Generic[In, Out]):
             runtime="none yet" if collector is None else collector.runtime.name,
             max_size=self.max_size,
             timeout=self.timeout,
+            eager=self._options.policy.eager,
             max_in_flight=self._options.max_in_flight,
             stopped=self._stopped,
             **({**idle, **Tally(self.max_size).fields()} if collector is None else collector.statistics()),

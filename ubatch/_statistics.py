@@ -76,6 +76,7 @@ class Statistics:
     runtime: str
     max_size: int
     timeout: float
+    eager: bool
     max_in_flight: int
     pending: int
     in_flight: int

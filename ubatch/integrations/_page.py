@@ -97,21 +97,20 @@ class Page:
             if not kept or now - kept[-1].at >= KEPT_EVERY:
                 kept.append(_Look(now, os.getpid(), statistics))
         recent = None if earlier is None else since(earlier.statistics, statistics)
-        eager = batcher._options.policy.eager
         return {
             "id": f"{id(batcher):x}",
             "name": statistics.name,
             "runtime": statistics.runtime,
             "max_size": statistics.max_size,
             "timeout": statistics.timeout,
-            "eager": eager,
+            "eager": statistics.eager,
             "max_in_flight": statistics.max_in_flight,
             "pending": statistics.pending,
             "in_flight": statistics.in_flight,
             "stalled": statistics.stalled,
             "stopped": statistics.stopped,
-            "total": _told(statistics, eager, None),
-            "recent": None if recent is None or earlier is None else _told(recent, eager, now - earlier.at),
+            "total": _told(statistics, None),
+            "recent": None if recent is None or earlier is None else _told(recent, now - earlier.at),
         }
 
 
@@ -136,15 +135,13 @@ def since(before: Statistics, now: Statistics) -> Statistics | None:
     )
 
 
-def what_limits(statistics: Statistics, *, eager: bool = False) -> str:
+def what_limits(statistics: Statistics) -> str:
     """In plain words, what keeps this batcher from answering more calls, or sooner, and what would change that.
-
-    `eager` is the batcher's option, which does not stand in its statistics.
 
     >>> what_limits(UBatch[int, int](64, 0.005).set_handler(list).statistics())
     'There has been no batch: nothing can be said yet.'
     """
-    return " ".join([*_troubles(statistics), _limit(statistics, eager)])
+    return " ".join([*_troubles(statistics), _limit(statistics)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,11 +167,11 @@ def _difference(before: Histogram, now: Histogram) -> Histogram:
     return Histogram(now.bounds, counts, now.sum - before.sum if any(counts) else 0.0)
 
 
-def _told(statistics: Statistics, eager: bool, seconds: float | None) -> dict[str, Any]:
+def _told(statistics: Statistics, seconds: float | None) -> dict[str, Any]:
     """What JSON can say of it. `seconds` is how long it was counted, where that is known."""
     return {
         "seconds": seconds,
-        "limit": what_limits(statistics, eager=eager),
+        "limit": what_limits(statistics),
         **{end: getattr(statistics, end) for end in ENDS},
         "calls": statistics.calls,
         "batches": statistics.batches,
@@ -221,7 +218,7 @@ def _troubles(statistics: Statistics) -> list[str]:
     return told
 
 
-def _limit(statistics: Statistics, eager: bool) -> str:
+def _limit(statistics: Statistics) -> str:
     if not statistics.batches:
         return "There has been no batch: nothing can be said yet."
     if statistics.max_size == 1:
@@ -233,7 +230,7 @@ def _limit(statistics: Statistics, eager: bool) -> str:
         counts.pop("drain", None)
     most = max(counts, key=counts.__getitem__)
     if counts[most] >= MOSTLY * sum(counts.values()):
-        return _reason_limits(most, statistics, eager)
+        return _reason_limits(most, statistics)
     if "idle" in counts:
         return _several_reasons_limit(statistics)
     return (
@@ -278,11 +275,11 @@ def _would_larger_help(statistics: Statistics) -> str:
     )
 
 
-def _reason_limits(reason: str, statistics: Statistics, eager: bool) -> str:
+def _reason_limits(reason: str, statistics: Statistics) -> str:
     if reason == "full":
         return _size_limits(statistics)
     if reason == "timeout":
-        return _load_limits(statistics, eager)
+        return _load_limits(statistics)
     if reason == "idle":
         return _company_limits(statistics)
     return "Most batches were closed because the batcher was stopping: this says nothing of the load."
@@ -303,25 +300,25 @@ def _size_limits(statistics: Statistics) -> str:
     )
 
 
-def _load_limits(statistics: Statistics, eager: bool) -> str:
+def _load_limits(statistics: Statistics) -> str:
     told = (
         f"Batches are closed by the timeout with {_filled(statistics)}: at this load a larger max_size changes nothing."
     )
     if not statistics.timeout:
         return f"{told} With a timeout of 0 nobody waits for company while there is a place at the handler."
     if statistics.sizes.mean < LONE:
-        return f"{told} Calls come alone, so batching saves nothing now, and {_sooner(statistics, eager)}"
+        return f"{told} Calls come alone, so batching saves nothing now, and {_sooner(statistics)}"
     told = (
         f"{told} A longer timeout would fill them more, and a shorter one would answer sooner: requests wait "
         f"{_time(statistics.queue_seconds.mean)} on average, and the handler takes "
         f"{_time(statistics.handler_seconds.mean)}."
     )
-    return told if eager else f"{told} With eager=True they would wait only while others are on the way."
+    return told if statistics.eager else f"{told} With eager=True they would wait only while others are on the way."
 
 
-def _sooner(statistics: Statistics, eager: bool) -> str:
+def _sooner(statistics: Statistics) -> str:
     """What would spare a lone call its wait."""
-    if eager:
+    if statistics.eager:
         return "a shorter timeout would answer each of them sooner: the process has other work for longer than it."
     return f"eager=True would answer each of them {_time(statistics.timeout)} sooner."
 
