@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 LIMIT = 40.0  # seconds; long enough for a busy machine, and only ever waited out by a test that fails
+WHOLE_LINES = {"PYTHONUNBUFFERED": ""}  # else each part of a `print` is a write, and lines of two workers mix
 CONF = """
 control_socket_disable = True
 
@@ -37,7 +38,7 @@ class Gunicorn:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}", *options, "application:app"],
                 cwd=folder,
-                env={**os.environ, "PYTHONWARNINGS": "default", **environment},
+                env={**os.environ, "PYTHONWARNINGS": "default", **WHOLE_LINES, **environment},
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -161,6 +161,22 @@ def test_an_instrument_sees_every_batch_end_before_stop_returns(harness: Harness
     assert ("done", "recording_handler", "NoneType") in log.events
 
 
+def test_an_instrument_sees_the_end_of_a_batch_that_outlives_its_batcher(
+    harness: Harness, runtime: VirtualRuntime, gate: Gate
+) -> None:
+    log = Log()
+    batcher, _ = harness.batcher(gate=gate, max_size=1, instruments=[log])
+    batcher.submit(1)
+    runtime.settle()
+    stopping = runtime.call(batcher.stop, 1.0)
+    runtime.advance(1.0)
+    assert stopping.done
+    assert [event[0] for event in log.events] == ["accepted", "started"]
+    gate.open()
+    runtime.settle()
+    assert log.events[2:] == [("done", "recording_handler", "ResultLost")]
+
+
 class Broken(Instrument):
     def call_accepted(self, request: Request[Any]) -> None:
         raise RuntimeError("accepted")

@@ -168,6 +168,35 @@ def test_a_collector_that_is_killed_on_the_way_to_the_handler_takes_no_place_alo
     assert calls == [[2]]
 
 
+@pytest.mark.parametrize("world", [("gevent", "native"), ("gevent", "greenlet")], ids="-".join, indirect=True)
+def test_what_a_killed_collector_had_still_to_show_is_shown(
+    harness: Harness, runtime: VirtualRuntime, gate: Gate
+) -> None:
+    shown: list[int] = []
+    second = runtime.gate()
+
+    class Holding(Instrument):
+        def batch_ended(self, batch: Any) -> None:
+            gate.pass_through()
+            shown.append(batch.requests[0].args[0])
+
+    def handler(xs: list[int]) -> list[int]:
+        if xs == [2]:
+            second.pass_through()
+        return xs
+
+    batcher, _ = harness.batcher(handler, max_size=1, max_in_flight=2, name="showing", instruments=[Holding()])
+    batcher.submit(1), batcher.submit(2)
+    runtime.settle()
+    second.open()
+    runtime.settle()
+    collector_of(batcher).kill(block=False)  # while it shows the first
+    runtime.settle()
+    gate.open()
+    runtime.settle()
+    assert shown == [2]
+
+
 def test_a_collector_greenlet_that_is_killed_at_once_is_replaced() -> None:
     with UBatch[int, int](1, 0.0, runtime="gevent", name="killed at once").set_handler(list) as batcher:
         request = batcher.submit(1)

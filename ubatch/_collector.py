@@ -283,6 +283,7 @@ class Collector:
         """Called once the handler has ended, by the executor."""
         if not self.is_current():  # a fork copied the handler's greenlet; the answers are the parent's to give
             return
+        unseen: list[Batch] = []
         with self.lock:
             if batch in self._in_flight:
                 self._learn(batch)
@@ -297,12 +298,17 @@ class Collector:
                 self._wanted = 1  # the collector sleeps on, now for want of requests
             self._place_wanted = False
             waiters += self._drain_ended()
-            if self.observers.batch_ended and self._running:
+            if self.observers.batch_ended:
                 self._ended.append(batch)
-                ring = True
+                if self._running:
+                    ring = True
+                else:
+                    unseen, self._ended = self._ended, []
         self.runtime.wake(waiters)
         if ring:
             self._signal.set()
+        if unseen:
+            self._show_apart(unseen)
 
     def _end_collecting(self) -> None:
         """The collector's task has ended: as it should, or killed. The next call starts another."""
@@ -314,7 +320,10 @@ class Collector:
             waiters = self._fail_pending(self._killed_error())
             waiters += self._drain_ended()
             closing = self._closing
+            unseen, self._ended = self._ended, []
         self.runtime.wake(waiters)
+        if unseen:
+            self._show_apart(unseen)
         if closing:
             self._executor.close()
 
@@ -338,6 +347,11 @@ class Collector:
         for batch in batches:
             for observe in self.observers.batch_ended:
                 observe(batch)
+
+    def _show_apart(self, batches: list[Batch]) -> None:
+        """Where there is no collector any more."""
+        with suppress(Exception):  # home may have gone too, or there is no thread to be had
+            self.runtime.spawn(partial(self._show, batches), f"ubatch-collector:{self.name}")
 
     def _report_stall(self, batches: list[Batch], seconds: float) -> None:
         import logging  # here, because the core has nothing else to log

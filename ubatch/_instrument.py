@@ -57,7 +57,10 @@ class Instrument:
         """
 
     def batch_ended(self, batch: Batch) -> None:
-        """The handler came back; `batch.error` is what failed all of it, or None. In the collector, shortly after."""
+        """The handler came back; `batch.error` is what failed all of it, or None. In the collector, shortly after.
+
+        Where the collector has ended before the handler did (killed, or stopped within a time), in a task of its own.
+        """
 
 
 class Observers:

@@ -108,7 +108,9 @@ class _Tracing(Instrument):
         context.attach(trace.set_span_in_context(batch.notes[self][0]))  # no detach: the context ends with the handler
 
     def batch_ended(self, batch: Batch) -> None:
-        span, started_at = batch.notes.pop(self)
+        span, started_at = batch.notes.pop(self, (None, 0))
+        if span is None:  # the collector was killed before it had said that the batch starts
+            return
         failed = sum(request._state == FAILED for request in batch.requests)
         if failed:
             span.set_attribute("ubatch.batch.failed_count", failed)
