@@ -171,7 +171,7 @@ def test_an_instrument_sees_the_end_of_a_batch_that_outlives_its_batcher(
     stopping = runtime.call(batcher.stop, 1.0)
     runtime.advance(1.0)
     assert stopping.done
-    assert [event[0] for event in log.events] == ["accepted", "started"]
+    assert {event[0] for event in log.events} == {"accepted", "started"}
     gate.open()
     runtime.settle()
     assert log.events[2:] == [("done", "recording_handler", "ResultLost")]
