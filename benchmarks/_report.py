@@ -43,6 +43,7 @@ OTHERS = 0.25  # cores that other processes may use, at most
 DRIFT = 0.20  # by which the machine's speed may change
 IMPRECISE = 0.10  # of the median that its confidence interval may lie to either side
 CONFIDENCE = 0.95
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 COLOURS = {  # a system has the same one in every plot
     "eager": "#d55e00",

@@ -59,7 +59,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks._company_app import MAX_SIZE, MODELS, VARIANTS
 from benchmarks._peers import FOLDER, PEERS, Missing, environment
-from benchmarks._report import COLOURS, Report, Spread, interval, number, parser, spread, tells
+from benchmarks._report import COLOURS, CORES, Report, Spread, interval, number, parser, spread, tells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,8 +77,6 @@ MORE = 6  # times as many duels, at most, where they do not tell
 TOLD = {"requests": "requests per second", "p50": "p50, ms", "p99": "p99, ms", "batch": "mean batch",
         "cpu": "microseconds of processor time per request"}  # fmt: skip
 PEERS_NEED = ("flask", "gunicorn[gevent]", "numpy", "scikit-learn")
-
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 Cell = tuple[str, int]  # a variant, and how many connections
 

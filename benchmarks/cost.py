@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks._callers import SYSTEMS
 from benchmarks._peers import FAILURES, PEERS, environment, reason
-from benchmarks._report import COLOURS, Report, interval, parser, spread, tells
+from benchmarks._report import COLOURS, CORES, Report, interval, parser, spread, tells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,6 @@ AT = 64
 MANY = 4096
 LIMIT = 20.0  # seconds for one figure
 GENERATION = 6  # rounds, after which the processes are started anew: each has a speed of its own, by some hundredths
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 MOST = {
     "greenlet, fixed": 1.3,
     "greenlet, eager": 1.3,

@@ -98,11 +98,10 @@ def _calls(way: str, count: int) -> list[list[float]]:
     with batcher:
         for _ in range(20):
             batcher.ubatch(1)
-        elsewhere = _elsewhere()
+        between = _elsewhere() if way == "cold" else lambda: None
         found = []
         for x in range(count):
-            if way == "cold":
-                elsewhere()
+            between()
             stages.times = [time.perf_counter()]
             batcher.ubatch(x)
             stages.times.append(time.perf_counter())

@@ -283,7 +283,6 @@ class Collector:
         """Called once the handler has ended, by the executor."""
         if not self.is_current():  # a fork copied the handler's greenlet; the answers are the parent's to give
             return
-        unseen: list[Batch] = []
         with self.lock:
             if batch in self._in_flight:
                 self._learn(batch)
@@ -300,10 +299,8 @@ class Collector:
             waiters += self._drain_ended()
             if self.observers.batch_ended:
                 self._ended.append(batch)
-                if self._running:
-                    ring = True
-                else:
-                    unseen, self._ended = self._ended, []
+                ring = ring or self._running
+            unseen = [] if self._running else self._take_ended()
         self.runtime.wake(waiters)
         if ring:
             self._signal.set()
@@ -320,7 +317,7 @@ class Collector:
             waiters = self._fail_pending(self._killed_error())
             waiters += self._drain_ended()
             closing = self._closing
-            unseen, self._ended = self._ended, []
+            unseen = self._take_ended()
         self.runtime.wake(waiters)
         if unseen:
             self._show_apart(unseen)
@@ -417,8 +414,11 @@ class Collector:
         return f"; it has not come back for {seconds:.1f} seconds" if seconds else ""
 
     def _show_ended(self) -> Act | None:
+        return partial(self._show, self._take_ended()) if self._ended else None
+
+    def _take_ended(self) -> list[Batch]:
         batches, self._ended = self._ended, []
-        return partial(self._show, batches) if batches else None
+        return batches
 
     def _learn(self, batch: Batch) -> None:
         """How long the handler took for this batch."""

@@ -195,12 +195,7 @@ class _Signal:
         run(self._ring)
 
     def wait(self, timeout: float | None) -> None:
-        if timeout is None:
-            self._park()
-            return
-        with self._hub.loop.timer(timeout) as timer:
-            timer.start(self._wake, None, update=True)  # the loop's own idea of now may be old
-            self._park()
+        self._park(timeout)
 
     def wait_idle(self, timeout: float) -> bool:
         # The loop calls an idle watcher when there is nothing else to call: every callback has run, and what had
@@ -208,9 +203,7 @@ class _Signal:
         idle = self._idle = self._idle or self._hub.loop.idle()
         idle.start(self._wake, idle)
         try:
-            with self._hub.loop.timer(timeout) as timer:
-                timer.start(self._wake, None, update=True)
-                return self._park() is idle
+            return self._park(timeout) is idle
         finally:
             idle.stop()
 
@@ -226,8 +219,15 @@ class _Signal:
 
     # In the task.
 
-    def _park(self) -> object:
-        """Return what wakes it; None at once where it was set before."""
+    def _park(self, timeout: float | None) -> object:
+        """Return what wakes it; None after `timeout` seconds, and at once where it was set before."""
+        if timeout is None:
+            return self._parked_until_woken()
+        with self._hub.loop.timer(timeout) as timer:
+            timer.start(self._wake, None, update=True)  # the loop's own idea of now may be old
+            return self._parked_until_woken()
+
+    def _parked_until_woken(self) -> object:
         self._parked = None if self._is_set else _Waiter(self._hub)
         try:
             return None if self._parked is None else self._parked.get()
