@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST ?= -q
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-core test-example test-servers test-docker check lint soak bench clean
+.PHONY: help install demo serve test field test-core test-example test-servers test-docker check lint soak bench clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -32,7 +32,11 @@ demo: install
 serve: install
 	$(BIN)/python -m digits_app.serve
 
-test: test-servers test-example test-docker test-core
+test: test-servers test-example test-docker field test-core
+
+# What real programs use; other environments do without it, and tests/field skips what needs it.
+field: install
+	@$(BIN)/python -c 'import requests, pydantic, lxml, pandas, sklearn, flask_sock' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[field]'
 
 # In both worlds: they differ (a patched lock in a native thread fails only in the second).
 test-core: install
