@@ -87,7 +87,7 @@ def test_when_an_eager_batch_is_due(
         ([("a", 100.0)], 204.0, False, Close("a", 3, "timeout")),
         ([("a", 100.0)] * 3, 199.0, False, Close("a", 3, "full")),
         ([("a", 200.0)], 202.0, False, Wait(205.0, 3, or_quiet=True)),
-        ([("a", 100.0), *[("b", 101.0)] * 3], 199.0, False, Wait(204.0, 6, or_quiet=True)),
+        ([("a", 100.0), *[("b", 101.0)] * 3], 199.0, False, Close("a", 3, "timeout")),
         ([("a", 100.0), *[("b", 101.0)] * 3], 199.0, True, Close("a", 3, "idle")),
     ],
 )

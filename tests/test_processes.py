@@ -306,9 +306,26 @@ wait_for_handler(20)
 def run_forked(world: str, script: str) -> str:
     prelude, patched, runtime, executor = WORLDS[world]
     fork = FORK.format(runtime=runtime, executor=executor)
-    done = run(prelude + fork + textwrap.dedent(script), patched=patched)
+    done = run(prelude + fork + HELD + textwrap.dedent(script), patched=patched)
     assert (done.stderr, done.returncode) == ("", 0)
     return done.stdout
+
+
+HELD = """
+from ubatch._runtime._native import allocate_lock, start_thread
+def hold(lock):
+    \"\"\"Another thread takes the lock, which a forked child does not have, until what is returned is called.\"\"\"
+    taken, end = allocate_lock(), allocate_lock()
+    taken.acquire()
+    end.acquire()
+    def holder():
+        with lock:
+            taken.release()
+            end.acquire()
+    start_thread(holder, "holder")
+    taken.acquire()
+    return end.release
+"""
 
 
 @each_world
@@ -338,7 +355,7 @@ def test_the_child_does_not_wait_for_what_the_fork_left_behind(world: str) -> No
         world,
         """
         old = batcher._collector
-        old.lock.acquire()  # as a thread that the child does not have would hold it
+        let_go = hold(old.lock)
         child = os.fork()
         if child == 0:
             print(requests[0], requests[4].cancel())
@@ -353,7 +370,7 @@ def test_the_child_does_not_wait_for_what_the_fork_left_behind(world: str) -> No
             gc.collect()
             sys.exit()
         assert os.waitpid(child, 0)[1] == 0
-        old.lock.release()
+        let_go()
         open_gate()
         print([request.result() for request in requests])
         """,
@@ -395,14 +412,14 @@ def test_callers_that_a_fork_copied_can_be_killed_in_the_child(world: str) -> No
         """
         callers = [gevent.spawn(batcher.ubatch, x) for x in range(3)]
         gevent.sleep(0)
-        batcher._collector.lock.acquire()
+        let_go = hold(batcher._collector.lock)
         child = os.fork()
         if child == 0:
             gevent.killall(callers, timeout=20)
             print([caller.dead for caller in callers], batcher.ubatch(7), flush=True)
             sys.exit()
         assert os.waitpid(child, 0)[1] == 0
-        batcher._collector.lock.release()
+        let_go()
         open_gate()
         print([caller.get(timeout=20) for caller in callers])
         """,
@@ -412,7 +429,8 @@ def test_callers_that_a_fork_copied_can_be_killed_in_the_child(world: str) -> No
 
 def test_a_fork_ends_the_thread_that_was_home_without_its_lock() -> None:
     done = run(
-        """
+        HELD
+        + textwrap.dedent("""
         import os, threading, warnings, gevent
         from ubatch import UBatch
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -425,14 +443,14 @@ def test_a_fork_ends_the_thread_that_was_home_without_its_lock() -> None:
         thread = threading.Thread(target=home)
         thread.start()
         called.wait(20)
-        batcher._collector.lock.acquire()
+        let_go = hold(batcher._collector.lock)
         child = os.fork()
         if child == 0:
             print(gevent.spawn(batcher.ubatch, 2).get(), flush=True)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        batcher._collector.lock.release()
+        let_go()
         end.set()
-        """
+        """)
     )
     assert (done.stdout, done.stderr, done.returncode) == ("1\n2\n", "", 0)

@@ -10,6 +10,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -19,15 +20,16 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, ove
 from weakref import WeakValueDictionary, finalize
 
 from . import _runtime
-from ._collector import NEVER, Collector, Options
+from ._collector import NEVER, Collector, Lifecycle, Options
 from ._deadline import time_left
-from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed
+from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed, ReentrantCall
 from ._instrument import Instrument
 from ._isolation import isolate
 from ._options import count, flag, function, one_of, seconds
 from ._policy import Eager, FixedWait
 from ._request import Out, Request, Strategy, handler_name, plainly
 from ._runtime import RUNTIMES, Runtime, choose, current_process
+from ._runtime._native import RLock
 from ._statistics import Statistics, Tally
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ class UBatch(Generic[In, Out]):
         self._handler: Callable[..., Any] | None = None
         self._signature: Signature | None = None
         self._shapes: set[Hashable] = set()  # the shapes of calls that fit the signature
-        self._stopped = False
+        self._lifecycle = Lifecycle()
         self._collector: Collector | None = None  # of the process that called last
         self._collectors: dict[tuple[int, int], Collector] = {}
 
@@ -191,9 +193,12 @@ class UBatch(Generic[In, Out]):
         """
         if self._handler is None:
             raise self._no_handler()
-        if self._stopped and (collector := self._collectors.get(current_process())) is not None:
+        with _registering:  # a collector that comes now starts with what is said here
+            collector = self._collector_here()
+            if collector is None:
+                self._lifecycle.stopped = False
+        if collector is not None:
             collector.reopen()
-        self._stopped = False
         return self
 
     def stop(self, timeout: float | None = None) -> None:
@@ -233,7 +238,7 @@ class UBatch(Generic[In, Out]):
             timeout=self.timeout,
             eager=self._options.policy.eager,
             max_in_flight=self._options.max_in_flight,
-            stopped=self._stopped,
+            stopped=self.stopped,
             **({**idle, **Tally(self.max_size).fields()} if collector is None else collector.statistics()),
         )
 
@@ -250,7 +255,7 @@ class UBatch(Generic[In, Out]):
     @property
     def stopped(self) -> bool:
         """Whether calls are refused: after `stop`, and while it waits."""
-        return self._stopped
+        return self._lifecycle.stopped
 
     @property
     def stalled(self) -> bool:
@@ -328,34 +333,57 @@ class UBatch(Generic[In, Out]):
             self._shapes.add(shape)
 
     def _drain(self, timeout: float | None) -> tuple[int, int]:
-        self._stopped = True
-        collector = self._collectors.get(current_process())
+        self._lifecycle.stopped = True  # before it looks for a collector: a first call looks at it after it made one
+        collector = self._collector_here()
         return (0, 0) if collector is None else collector.drain(timeout)
+
+    def _collector_here(self) -> Collector | None:
+        """The collector of this process, if there is one, and its home has not been lost."""
+        process = current_process()
+        collector = self._collectors.get(process)
+        return collector if collector is not None and collector.process == process else None
 
     def _no_handler(self) -> HandlerNotSet:
         return HandlerNotSet("a handler must be set before the first call: set_handler(handler)")
 
     def _open(self) -> Collector:
-        """The collector of this process. Of several threads that come first, one sets it, without a lock."""
-        if self._stopped:
+        """The collector of this process. Of several threads that come first, one sets it.
+
+        Whether the batcher is stopped the collector asks when it accepts, so a `stop` that comes in between is heeded.
+        """
+        if self.stopped:
             raise QueueClosed(f"the batcher {self.name!r} is stopped: start() opens it again")
-        process = current_process()
-        collector = self._collectors.get(process)
-        if collector is None or collector.process != process:
-            self._collectors.pop(process, None)
-            made = Collector(self.name, self._options, choose(self._runtime))
-            collector = self._collectors.setdefault(process, made)
+        collector = self._collector_here()
+        if collector is None:
+            made = Collector(self.name, self._options, choose(self._runtime), self._lifecycle)
+            last_words = finalize(self, made.forsake)
+            last_words.atexit = False
+            collector = self._register(made)
             if collector is made:
-                finalize(self, made.forsake).atexit = False
                 _called[id(self)] = self
+            else:
+                last_words.detach()
         self._collector = collector
         return collector
+
+    def _register(self, made: Collector) -> Collector:
+        """Make it the collector of this process, unless there is one by now. Returns the one that there is."""
+        if _registering._is_owned():
+            raise ReentrantCall(
+                "a signal handler or finalizer that interrupted the first call of a batcher must not make another: "
+                "try later"
+            )
+        with _registering:
+            collector = self._collector_here()
+            if collector is None:
+                self._collectors[made.process] = collector = made
+            return collector
 
     def _state(self) -> str:
         if self._handler is None:
             return "no handler"
         collector = self._collectors.get(current_process())
-        state = "stopped" if self._stopped else "open"
+        state = "stopped" if self.stopped else "open"
         if collector is None:
             return f"{state}, not called yet"
         pending, in_flight, stalled = collector.counts()
@@ -370,6 +398,18 @@ def called_here() -> list[UBatch[Any, Any]]:
     """The batchers that have been called in this process, those called first at the front."""
     batchers = [reference() for reference in _called.valuerefs()]
     return [batcher for batcher in batchers if batcher is not None and current_process() in batcher._collectors]
+
+
+_registering = RLock()  # held while a collector is looked for, and put there
+
+
+def _renew_after_fork() -> None:
+    """In a child: the thread that held it may be the parent's alone."""
+    global _registering
+    _registering = RLock()
+
+
+os.register_at_fork(after_in_child=_renew_after_fork)
 
 
 MOST_SHAPES = 256  # remembered; a handler that takes **named could be called with names without end

@@ -8,6 +8,11 @@ Guarantees:
 
 * Everything is decided under `lock` and acted on outside it. Nothing under it calls user code, waits, wakes or logs.
   It is a native lock, held for a few microseconds, so a hub may take it as well as a thread.
+* A signal handler, a finalizer, or a greenlet that one of these switched to, may come in the middle of a section that
+  its own thread holds. It changes nothing there and waits for nothing: it reads what there is, and leaves its change to
+  the end of the section (`_later`).
+* An exception from outside (a signal handler that raises, `PyThreadState_SetAsyncExc`) may hit any line. The truth is
+  in one place, the state of each request and the current `Task`; all else is made anew from it (`_recover`).
 * A place at the handler first, then a batch: while all places are taken requests gather, and the fullest batch goes
   when a place frees.
 * The collector sleeps until there is something to do: it says for how many pending requests to wake it (`_wanted`), and
@@ -17,6 +22,7 @@ Guarantees:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -31,6 +37,7 @@ from ._errors import (
     QueueFull,
     QueueTimeout,
     ReentrantCall,
+    RequestCancelled,
     ResultLost,
     ResultTimeout,
     UBatchError,
@@ -39,7 +46,7 @@ from ._instrument import Instrument, Observers, debug_log
 from ._policy import Close, FixedWait, Pending
 from ._request import FAILED, IN_FLIGHT, PENDING, Batch, Request, Strategy, handler_name, running_batch
 from ._runtime import Runtime, Waiter, current_process
-from ._runtime._native import allocate_lock
+from ._runtime._native import RLock
 from ._statistics import Tally
 
 NEVER = maxsize  # more requests than will ever be pending
@@ -61,22 +68,51 @@ class Options(NamedTuple):
     instruments: tuple[Instrument, ...]
 
 
+class Lifecycle:
+    """Whether a batcher is stopped: said here, and nowhere else, for the batcher and all of its collectors."""
+
+    __slots__ = ("stopped",)
+
+    def __init__(self, stopped: bool = False) -> None:
+        self.stopped = stopped
+
+
+class Task:
+    """One life of the collector's task. What an earlier one still does, once another is current, counts for nothing."""
+
+    __slots__ = ("_runs",)
+
+    def __init__(self) -> None:
+        self._runs: dict[str, object] = {}
+
+    @property
+    def begun(self) -> bool:
+        """Whether its greenlet or thread has come up."""
+        return bool(self._runs)
+
+    def is_run_by(self, who: object) -> bool:
+        """Whether `who` was the first to ask: to spawn one twice is harmless."""
+        return self._runs.setdefault("by", who) is who
+
+
 class Collector:
     """Made at the first call in a process; starts its task, and its executor's threads, as requests come."""
 
-    def __init__(self, name: str, options: Options, runtime: Runtime) -> None:
+    def __init__(self, name: str, options: Options, runtime: Runtime, lifecycle: Lifecycle) -> None:
         self.name = name
         self.runtime = runtime
         self.clock = runtime.clock
         self.waiter = runtime.waiter
         self.process = current_process()
         self.forks = self.process[0]  # the part of it that a call compares, because it costs no system call
-        self.lock = allocate_lock()
+        self.lock = RLock()
+        self.lifecycle = lifecycle
         self.observers = Observers((*options.instruments, *debug_log()))
         self._options = options
         self._max_queue = options.max_queue
         self._executor = runtime.executor(options.executor, options.max_in_flight, f"ubatch-handler:{name}")
         self._signal = runtime.signal()
+        self._later: deque[Act] = deque()  # what this or another thread could not do inside its own section
         # The rest is guarded by the lock.
         self._pending = Pending()
         self._in_flight: list[Batch] = []
@@ -84,9 +120,9 @@ class Collector:
         self._place_wanted = False  # the collector sleeps until a batch ends
         self._free_at = -inf  # since when there has been a place at the handler
         self._quiet = False  # home had nothing else to do just now, and no call came
-        self._running = False  # there is a collector task
-        self._closing = False
+        self._task: Task | None = None  # the current one
         self._drained: list[Waiter] = []
+        self._overtaken = False  # a handler may hold on to its thread, and nobody waits for it
         self._ended: list[Batch] = []  # to be shown to who observes
         self._stall_told_at = -inf
         self._tally = Tally(options.policy.max_size)
@@ -98,23 +134,10 @@ class Collector:
         observers = self.observers
         for observe in observers.call_made:
             observe(request)
-        self.lock.acquire()  # `with` takes twice as long
-        try:
-            if self._closing or self._pending.count >= self._max_queue:
-                raise self._refusal()
-            count = self._pending.add(request)
-            start = not self._running
-            ring = count >= self._wanted
-            if start:
-                self._running = True
-            elif ring:
-                self._wanted = NEVER
-        finally:
-            self.lock.release()
-        if start:
-            self._start()
-        elif ring:
-            self._signal.set()
+        if self.lock._is_owned():
+            self._accept_later(request)
+        else:
+            self._accept_now(request)
         for observe in observers.call_accepted:
             observe(request)
 
@@ -122,60 +145,86 @@ class Collector:
         """End a request with `error` if no batch has taken it; False if it is too late for that."""
         if not self.is_current():  # nor may its lock be taken: a thread that the fork left behind may hold it
             return False
-        with self.lock:
-            if request._state != PENDING:
-                return False
-            self._pending.remove(request)
-            self._tally.ends["abandoned"] += 1
-            waiters = request.end(FAILED, error)
-        self.runtime.wake(waiters)
+        if self.lock._is_owned():
+            self._later.append(partial(self.withdraw, request, error))
+            return False
+        try:
+            with self.lock:
+                if request._state != PENDING:
+                    return False
+                waiters = self._end_pending(request, error, "abandoned")
+            self.runtime.wake(waiters)
+        except BaseException:
+            self._recover(request, error)
+            raise
+        finally:
+            self._catch_up()
         return True
 
     def expire(self, request: Request[Any]) -> None:
         """End a request whose deadline has passed, wherever it is, unless it has ended."""
         if not self.is_current():
             raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
-        waiters: list[Waiter] = []
-        with self.lock:
-            if request._state == PENDING:
-                waiters = self._end_late([request])
-            elif request._state == IN_FLIGHT:
-                error = ResultTimeout(
-                    f"the deadline passed while the handler {self.name!r} ran: the request may have had its effect"
-                    + self._stall_note()
-                )
-                self._tally.ends["expired"] += 1
-                waiters += request.end(FAILED, error)
-        self.runtime.wake(waiters)
+        if self.lock._is_owned():
+            self._later.append(partial(self.expire, request))
+            return
+        try:
+            waiters: list[Waiter] = []
+            with self.lock:
+                if request._state == PENDING:
+                    waiters = self._end_late([request])
+                elif request._state == IN_FLIGHT:
+                    error = ResultTimeout(
+                        f"the deadline passed while the handler {self.name!r} ran: the request may have had its effect"
+                        + self._stall_note()
+                    )
+                    self._tally.ends["expired"] += 1
+                    waiters += request.end(FAILED, error)
+            self.runtime.wake(waiters)
+        except BaseException:
+            self._recover(request, self._late_error())
+            raise
+        finally:
+            self._catch_up()
 
     def drain(self, timeout: float | None) -> tuple[int, int]:
-        """Accept nothing more, answer what was accepted, and end; after `timeout` seconds fail what is left.
+        """The batcher was stopped: answer what was accepted, and end; after `timeout` seconds fail what is left.
 
-        Returns how many requests there were, and how many of them failed for want of time.
+        Returns how many requests there were, and how many of them failed, or must be expected to, for want of time.
         """
         if timeout is None and running_batch() in self._in_flight:
             raise ReentrantCall("a handler must not wait for its own batcher to stop: give stop() a timeout")
-        waiter = self.runtime.waiter()
-        with self.lock:
-            self._closing = True
+        because = f"the batcher {self.name!r} was stopped"
+        if self.lock._is_owned():  # this thread cannot wait for itself: what can be done is done, and it is told
             left = self._left()
-            ended = not self._running and not self._in_flight
-            if not ended:
-                self._drained.append(waiter)
-        if ended:
-            return left, 0
-        self._signal.set()
-        if timeout is None:
-            waiter.get()
-            return left, 0
-        waiter.wait(timeout)
-        failed = self._fail_all(f"the batcher {self.name!r} was stopped")
-        self._signal.set()
-        return left, failed
+            self._later.append(partial(self._fail_all, because) if timeout == 0 else self._signal.set)
+            return left, left
+        waiter = self.runtime.waiter()
+        try:
+            with self.lock:
+                left = self._left()
+                ended = not self.lifecycle.stopped or (self._task is None and not self._in_flight)
+                if not ended:
+                    self._drained.append(waiter)
+            self._catch_up()
+            if ended:  # or started again by another thread, just now
+                return left, 0
+            self._signal.set()
+            if timeout is None:
+                while waiter in self._drained:  # whatever else may switch to this greenlet
+                    waiter.get()
+                return left, 0
+            if timeout > 0:  # else it may be a hub's callback that asks, and must not wait
+                waiter.wait(timeout)
+            return left, self._fail_all(because)
+        finally:
+            with self.lock:
+                self._drained = [other for other in self._drained if other is not waiter]
+            self._catch_up()
 
     def forsake(self) -> None:
         """The batcher is gone: end when the last request is answered. A finalizer calls this, so it takes no lock."""
-        self._closing = True
+        self.lifecycle.stopped = True
         with suppress(Exception):  # home may have gone before
             self._signal.set()
 
@@ -185,17 +234,19 @@ class Collector:
             return
         self.process = NOWHERE
         self.forks = NOWHERE[0]
+        self.lifecycle = Lifecycle(stopped=True)  # its own, for a call that found this collector just before
         with self.lock:
-            self._running = False  # its greenlet will not say so
-            self._closing = True  # for a call that found this collector just before
+            self._task = None  # its greenlet will not say so
         self._fail_all(f"the thread that collected for the batcher {self.name!r} has ended")
 
     def reopen(self) -> None:
-        """Accept again. Raises BatcherClosed while a drain goes on."""
+        """Start the lifecycle again. Raises QueueClosed while a drain goes on."""
         with self.lock:
-            if self._closing and self._running:
+            if self._drained:
                 raise QueueClosed(f"the batcher {self.name!r} is still stopping: call start() when stop() has returned")
-            self._closing = False
+            self.lifecycle.stopped = False
+        self._signal.set()  # it may sleep as one does that has only to end
+        self._catch_up()
 
     def is_current(self) -> bool:
         """Whether this is the process that the collector was made in."""
@@ -205,55 +256,160 @@ class Collector:
         """How many requests are pending, how many are in flight, and whether a handler is stalled."""
         with self.lock:
             batches = self._in_flight
-            return self._pending.count, sum(len(b.requests) for b in batches), any(b.stalled for b in batches)
+            counts = self._pending.count, sum(len(b.requests) for b in batches), any(b.stalled for b in batches)
+        self._catch_up()
+        return counts
 
     def statistics(self) -> dict[str, Any]:
         """The fields of a `Statistics` that are known here."""
         with self.lock:
             batches = self._in_flight
-            return {
+            fields = {
                 "pending": self._pending.count,
                 "in_flight": sum(len(batch.requests) for batch in batches),
                 "stalled": any(batch.stalled for batch in batches),
                 **self._tally.fields(),
             }
+        self._catch_up()
+        return fields
 
     def batches_ahead_of(self, request: Request[Any]) -> list[Batch]:
         """The batches of which at least one must end before `request` can; none where there is a place for it."""
         with self.lock:
             if request._state == PENDING:
-                return list(self._in_flight) if len(self._in_flight) >= self._options.max_in_flight else []
-            return [batch for batch in self._in_flight if request in batch.requests]
+                batches = list(self._in_flight) if len(self._in_flight) >= self._options.max_in_flight else []
+            else:
+                batches = [batch for batch in self._in_flight if request in batch.requests]
+        self._catch_up()
+        return batches
 
     def closed_error(self) -> QueueClosed:
         return QueueClosed(f"the batcher {self.name!r} is stopped: start() opens it again")
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _accept_now(self, request: Request[Any]) -> None:
+        refusal: UBatchError | None = None
+        start: Task | None = None
+        ring = False
         try:
-            self.runtime.spawn(self._collect, f"ubatch-collector:{self.name}")
-        except BaseException:  # no thread to be had: the caller that needed one is told, and nobody waits
-            self._end_collecting()
+            with self.lock:  # nothing can come between its acquire and the section, as it could with a `try`
+                if self.lifecycle.stopped or self._pending.count >= self._max_queue:
+                    refusal = self._refusal()
+                else:
+                    count = self._pending.add(request)
+                    if self._task is None:
+                        start = self._task = Task()
+                    elif count >= self._wanted:
+                        ring = True
+                        self._wanted = NEVER
+            if start is not None:
+                self._start(start)
+            elif ring:
+                self._signal.set()
+        except BaseException:
+            self._recover(request, RequestCancelled("the call was interrupted before it was accepted"))
+            raise
+        finally:
+            self._catch_up()
+        if refusal is not None:
+            raise refusal
+
+    def _accept_later(self, request: Request[Any]) -> None:
+        """Called inside a section of this very thread: by a signal handler, a finalizer, or a greenlet that one of them
+        switched to.
+        """
+        self.refuse_to_wait(bool(request._waiters))
+
+        def accept() -> None:
+            try:
+                self._accept_now(request)
+            except Exception as error:  # nobody is left to raise it to
+                with self.lock:
+                    waiters = request.end(FAILED, error)
+                self.runtime.wake(waiters)
+
+        self._later.append(accept)
+
+    def refuse_to_wait(self, waits: bool = True) -> None:
+        """Raise where the caller has interrupted a section of its own thread, and waits."""
+        if waits and self.lock._is_owned():
+            raise ReentrantCall(
+                f"a signal handler or finalizer that interrupted the batcher {self.name!r} at work must not wait for "
+                "it: submit() there, and ask for the result elsewhere"
+            )
+
+    def _catch_up(self) -> None:
+        """At the end of a section: do what could not be done inside it."""
+        while self._later and not self.lock._is_owned():
+            try:
+                act = self._later.popleft()
+            except IndexError:  # another thread was faster
+                return
+            act()
+
+    def _recover(self, request: Request[Any] | None, error: UBatchError) -> None:
+        """An exception from outside hit this thread, at whatever line: put right what it may have left half done.
+
+        The request that it was about ends with `error`, unless it has been taken or has ended. The others are pending,
+        there is a task if they need one, and it looks at them; to wake it, or a caller, once too often is harmless.
+
+        A task that has not begun may never do so:
+
+        1. A caller finds no task, makes one, and is interrupted in `Runtime.spawn`, before the thread was started, or
+           after that.
+        2. It makes another. If the first comes up after all, it is not the current one, and ends.
+        """
+        start: Task | None = None
+        with self.lock:
+            if request is not None and request._state == PENDING:
+                request.end(FAILED, error)
+                self._tally.ends["abandoned"] += 1
+            self._pending.rebuild(lambda other: other._state == PENDING)
+            if self._task is not None and not self._task.begun:
+                self._task = None
+            if self._task is None and self._pending.count:
+                start = self._task = Task()
+        if request is not None and request.done():
+            self.runtime.wake(request._waiters)
+        if start is not None:
+            self._start(start)
+        with suppress(Exception):  # home may have gone
+            self._signal.set()
+
+    def _start(self, task: Task) -> None:
+        try:
+            self.runtime.spawn(partial(self._collect, task), f"ubatch-collector:{self.name}")
+        except Exception:  # no thread to be had: the caller that needed one is told, and nobody waits
+            self._end_collecting(task)
             raise
 
-    def _collect(self) -> None:
+    def _collect(self, task: Task) -> None:
         """The one body of the collector, in every world."""
+        me = object()
         try:
-            act = self._next()
+            act = self._next(task) if task.is_run_by(me) else None
             while act is not None:
-                act = act() or self._next()
+                act = act() or self._next(task)
         finally:
-            self._end_collecting()
+            if task.is_run_by(me):
+                self._end_collecting(task)
 
-    def _next(self) -> Act | None:
+    def _next(self, task: Task) -> Act | None:
         """Decide what to do now; None is to end. What is returned may itself return what to do next."""
         if not self.is_current():  # a fork copied this greenlet; what it knows belongs to the parent
             return None
+        if self.lock._is_owned():  # another greenlet of this thread holds it, and was switched away
+            self._later.append(self._signal.set)
+            return partial(self._sleep, inf)
+        act: Act | None = None
         with self.lock:
-            now = self.clock()
-            self._wanted, self._place_wanted = NEVER, False
-            return self._show_ended() or self._begin_stall(now) or self._close_or_sleep(now)
+            if self._task is task:
+                now = self.clock()
+                self._wanted, self._place_wanted = NEVER, False
+                act = self._renew() or self._show_ended() or self._begin_stall(now) or self._close_or_sleep(now)
+        self._catch_up()
+        return act
 
     def _sleep(self, until: float) -> None:
         self._signal.wait(None if until == inf else max(0.0, until - self.clock()))
@@ -267,22 +423,32 @@ class Collector:
         try:
             for observe in self.observers.batch_started:
                 observe(batch)
-        except BaseException:  # killed in an instrument that waits
-            batch.error = self._killed_error()
-            self._finish(batch)
-            raise
-        try:
             run = batch.run if self._options.stall_after == inf else batch.run_watched
             self._executor.start(run, partial(self._finish, batch))
-        except Exception as error:  # no thread to be had
-            batch.error = error
-            self._finish(batch)
+        except BaseException as error:
+            if batch.begin():  # nobody else will: no thread to be had; or killed in an instrument that waits
+                batch.error = error if isinstance(error, Exception) else self._killed_error()
+                self._finish(batch)
+            if not isinstance(error, Exception):
+                raise
         return then
 
     def _finish(self, batch: Batch) -> None:
         """Called once the handler has ended, by the executor."""
         if not self.is_current():  # a fork copied the handler's greenlet; the answers are the parent's to give
             return
+        if self.lock._is_owned():
+            self._later.append(partial(self._finish, batch))
+            return
+        try:
+            self._finish_now(batch)
+        except BaseException:  # from outside; what it did before, it does not do again
+            self._finish_now(batch)
+            raise
+        finally:
+            self._catch_up()
+
+    def _finish_now(self, batch: Batch) -> None:
         with self.lock:
             if batch in self._in_flight:
                 self._learn(batch)
@@ -292,37 +458,49 @@ class Collector:
             waiters, answered, failed = batch.settle()
             self._tally.ends["answered"] += answered
             self._tally.ends["raised"] += failed
-            ring = self._place_wanted and (self._pending.count > 0 or self._closing)
+            ring = self._place_wanted and (self._pending.count > 0 or self.lifecycle.stopped)
             if self._place_wanted and not ring:
                 self._wanted = 1  # the collector sleeps on, now for want of requests
             self._place_wanted = False
             waiters += self._drain_ended()
             if self.observers.batch_ended:
                 self._ended.append(batch)
-                ring = ring or self._running
-            unseen = [] if self._running else self._take_ended()
+                ring = ring or self._task is not None
+            unseen = [] if self._task is not None else self._take_ended()
         self.runtime.wake(waiters)
         if ring:
             self._signal.set()
         if unseen:
             self._show_apart(unseen)
 
-    def _end_collecting(self) -> None:
-        """The collector's task has ended: as it should, or killed. The next call starts another."""
+    def _end_collecting(self, task: Task) -> None:
+        """The collector's task has been killed, or never came up. The next call starts another."""
         if not self.is_current():
             return
         with self.lock:
-            self._running = False
+            if self._task is not task:  # it has ended as it should, or another has taken its place
+                return
+            self._task = None
             self._wanted, self._place_wanted = NEVER, False
+            self._pending.rebuild(lambda request: request._state == PENDING)
             waiters = self._fail_pending(self._killed_error())
+            for batch in [batch for batch in self._in_flight if batch.begin()]:  # killed on the way to the handler
+                batch.error = self._killed_error()
+                self._in_flight.remove(batch)
+                settled = batch.settle()
+                waiters += settled.waiters
+                self._tally.ends["closed"] += settled.failed
             waiters += self._drain_ended()
-            closing = self._closing
             unseen = self._take_ended()
+        self._catch_up()
+        self._end_task(waiters, unseen, self.lifecycle.stopped)
+
+    def _end_task(self, waiters: list[Waiter], unseen: list[Batch], close: bool) -> None:
+        if close:
+            self._executor.close()
         self.runtime.wake(waiters)
         if unseen:
             self._show_apart(unseen)
-        if closing:
-            self._executor.close()
 
     def _fail_all(self, because: str) -> int:
         """End every request, wherever it is, and return how many; a handler may still run, for nobody."""
@@ -335,9 +513,13 @@ class Collector:
                 waiters += settled.waiters
                 self._tally.ends["closed"] += settled.failed
                 self._tally.ends["answered"] += settled.answered
+                self._overtaken = True
             self._in_flight.clear()
             waiters += self._drain_ended()
         self.runtime.wake(waiters)
+        with suppress(Exception):  # home may have gone
+            self._signal.set()
+        self._catch_up()
         return failed
 
     def _show(self, batches: list[Batch]) -> None:
@@ -362,15 +544,23 @@ class Collector:
 
     # Under the lock.
 
+    def _renew(self) -> Act | None:
+        """A handler that was given up may never come back: let the executor make new places for those to come."""
+        overtaken, self._overtaken = self._overtaken, False
+        return self._executor.close if overtaken else None
+
     def _close_or_sleep(self, now: float) -> Act | None:
-        ended = self._closing and not self._pending.count
+        stopped = self.lifecycle.stopped
+        ended = stopped and not self._pending.count
         if ended and not self._in_flight:
-            return None
+            # Said in the same section in which it is decided: the next call, or start(), finds no task, and makes one.
+            self._task = None
+            return partial(self._end_task, self._drain_ended(), self._take_ended(), close=True)
         if ended or len(self._in_flight) >= self._options.max_in_flight:
             self._place_wanted = True
             return self._sleep_until(inf)
         quiet, self._quiet = self._quiet, False
-        step = self._options.policy.decide(self._pending, now, self._closing, quiet, self._free_at)
+        step = self._options.policy.decide(self._pending, now, stopped, quiet, self._free_at)
         if isinstance(step, Close):
             return self._close(step, now)
         self._wanted = step.wanted
@@ -382,9 +572,12 @@ class Collector:
         """Make the batch; but first, in a step of its own, let go who would be in it for nothing."""
         if late := [r for r in self._pending.head(step.shape, step.size) if r.deadline_at <= now]:
             return partial(self.runtime.wake, self._end_late(late))
-        batch = Batch(self._pending.take(step.shape, step.size), step.reason, now, self._options.strategy)
-        self._tally.batch_closed(step.reason, [request.accepted_at for request in batch.requests], now)
+        # Known to be in flight, then marked so, then off the queue: at no line would a request be in none of them.
+        batch = Batch(self._pending.head(step.shape, step.size), step.reason, now, self._options.strategy)
         self._in_flight.append(batch)
+        batch.take()
+        self._pending.drop(step.shape, len(batch.requests))
+        self._tally.batch_closed(step.reason, [request.accepted_at for request in batch.requests], now)
         # With nothing left the next step can only be to sleep, so it is decided at once.
         return partial(self._dispatch, batch, None if self._pending.count else self._close_or_sleep(now))
 
@@ -432,7 +625,7 @@ class Collector:
         return NotProcessed(f"the collector of {self.name!r} was killed: try again")
 
     def _refusal(self) -> UBatchError:
-        if self._closing:
+        if self.lifecycle.stopped:
             self._tally.ends["closed"] += 1
             return self.closed_error()
         self._tally.ends["rejected"] += 1
@@ -450,15 +643,20 @@ class Collector:
 
     def _end_late(self, requests: list[Request[Any]]) -> list[Waiter]:
         """End pending requests whose deadline has passed."""
-        error = QueueTimeout(
+        error = self._late_error()
+        return [waiter for request in requests for waiter in self._end_pending(request, error, "expired")]
+
+    def _late_error(self) -> QueueTimeout:
+        return QueueTimeout(
             f"the deadline passed while the request was pending in {self.name!r}: the handler never saw it"
             + self._stall_note()
         )
-        waiters: list[Waiter] = []
-        self._tally.ends["expired"] += len(requests)
-        for request in requests:
-            self._pending.remove(request)
-            waiters += request.end(FAILED, error)
+
+    def _end_pending(self, request: Request[Any], error: UBatchError, how: str) -> tuple[Waiter, ...]:
+        waiters = request.end(FAILED, error)  # first: `_recover` puts the rest right
+        self._pending.remove(request)
+        self._wanted -= 1  # one less is there, of those that it was counted from
+        self._tally.ends[how] += 1
         return waiters
 
     def _fail_pending(self, error: UBatchError) -> list[Waiter]:
@@ -472,7 +670,7 @@ class Collector:
 
     def _drain_ended(self) -> list[Waiter]:
         """Whom to tell that the drain is over, if it is."""
-        if self._running or self._in_flight or not self._closing:
+        if self._task is not None or self._in_flight or not self.lifecycle.stopped:
             return []
         waiters, self._drained = self._drained, []
         return waiters

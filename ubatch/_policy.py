@@ -6,7 +6,7 @@ Pure: time is an argument. There is no clock here, no lock, no queue, and nothin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from math import inf
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ class Pending:
         if shape in self._lines:
             self._lines[shape].requests.append(request)
         else:
-            self._lines[shape] = Line(request)
+            self._lines[shape] = Line(deque((request,)))
         self.count = count = self.count + 1
         return count
 
@@ -65,17 +65,18 @@ class Pending:
         """The oldest requests of a shape, at most so many."""
         return list(islice(self._lines[shape], most))
 
-    def take(self, shape: Hashable, most: int) -> list[Any]:
-        """Take the oldest requests of a shape, at most so many."""
+    def drop(self, shape: Hashable, most: int) -> None:
+        """Take out those that `head` gave: the oldest of a shape, exactly so many."""
         line = self._lines[shape]
-        if len(line.requests) <= most:
+        line.drop(most)
+        if not line.requests:
             del self._lines[shape]
-            taken = list(line)
-        else:
-            taken = line.take(most)
-            if not line.requests:
-                del self._lines[shape]
-        self.count -= len(taken)
+        self.count -= most
+
+    def take(self, shape: Hashable, most: int) -> list[Any]:
+        """Take the oldest requests of a shape, at most so many. Not where an exception may come in between."""
+        taken = self.head(shape, most)
+        self.drop(shape, len(taken))
         return taken
 
     def take_all(self) -> list[Any]:
@@ -84,6 +85,15 @@ class Pending:
         self._lines.clear()
         self.count = 0
         return taken
+
+    def rebuild(self, is_pending: Callable[[Any], bool]) -> None:
+        """After an exception in the middle of a change: keep those that are pending, whatever was noted of them."""
+        lines: dict[Hashable, Line] = {}
+        for shape, line in list(self._lines.items()):
+            if requests := deque(request for request in line.requests if is_pending(request)):
+                lines[shape] = Line(requests)
+        self._lines = lines
+        self.count = sum(len(line.requests) for line in lines.values())
 
     def size(self, shape: Hashable) -> int:
         """How many requests of a shape are pending. There must be one."""
@@ -112,8 +122,8 @@ class Line:
 
     __slots__ = ("removed", "requests")
 
-    def __init__(self, request: Any) -> None:
-        self.requests = deque((request,))
+    def __init__(self, requests: deque[Any]) -> None:
+        self.requests = requests
         self.removed = NOTHING_REMOVED
 
     def __iter__(self) -> Iterator[Any]:
@@ -127,20 +137,23 @@ class Line:
             self.requests, self.removed = deque(self), NOTHING_REMOVED
         self._forget_the_first()
 
-    def take(self, most: int) -> list[Any]:
-        """Of more than so many in line."""
+    def drop(self, most: int) -> None:
+        """Take out the first so many that were not removed."""
         requests, removed = self.requests, self.removed
         if not removed:
-            return [requests.popleft() for _ in range(most)]
-        taken: list[Any] = []
-        while requests and len(taken) < most:
+            if most == len(requests):
+                requests.clear()
+                return
+            for _ in range(most):
+                requests.popleft()
+            return
+        while most:
             request = requests.popleft()
             if request in removed:
                 removed.discard(request)
             else:
-                taken.append(request)
+                most -= 1
         self._forget_the_first()
-        return taken
 
     def _forget_the_first(self) -> None:
         while self.removed and self.requests[0] in self.removed:
@@ -181,12 +194,11 @@ class FixedWait:
         if missing <= 0 or draining:
             return Close(shape, self.max_size, "full" if missing <= 0 else "drain")
         due_at = oldest.accepted_at + self.timeout  # from then on the oldest comes before all others
-        if now < due_at:
-            largest = pending.largest()
-            missing = self.max_size - pending.size(largest)
-            if missing <= 0:
-                return Close(largest, self.max_size, "full")
-        if self.eager:
+        largest = pending.largest()
+        missing = self.max_size - pending.size(largest)
+        if missing <= 0 and now < due_at:
+            return Close(largest, self.max_size, "full")
+        if self.eager and missing > 0:  # while a batch is full, no place is kept free for the company of another
             due_at = max(due_at, free_at + self.timeout)
         if quiet or now >= due_at:
             return Close(shape, self.max_size, "idle" if quiet else "timeout")

@@ -168,6 +168,7 @@ class Request(Noted, Generic[Out]):
             return
         if not self.collector.is_current():
             raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
+        self.collector.refuse_to_wait()
         waiter = self.collector.runtime.waiter()
         with self.collector.lock:
             if self._state >= ANSWERED:
@@ -211,13 +212,21 @@ class Batch(Noted):
     `strategy(call, requests)` makes the call, or several of them: see `plainly`.
     """
 
-    __slots__ = ("_outputs", "_strategy", "_waits_for", "error", "reason", "requests", "stack", "stalled", "timing")
+    __slots__ = (
+        "_outputs",
+        "_strategy",
+        "_unbegun",
+        "_waits_for",
+        "error",
+        "reason",
+        "requests",
+        "stack",
+        "stalled",
+        "timing",
+    )
 
     def __init__(self, requests: list[Request[Any]], reason: str, started_at: float, strategy: Strategy) -> None:
-        self.timing = timing = Timing(started_at)
-        for request in requests:
-            request.timing = timing
-            request._state = IN_FLIGHT
+        self.timing = Timing(started_at)
         self.requests = requests
         self.reason = reason
         self.stalled = False
@@ -226,12 +235,29 @@ class Batch(Noted):
         self._strategy = strategy
         self._outputs: list[Any] | None = None
         self._waits_for: Request[Any] | None = None
+        self._unbegun = [None]
+
+    def take(self) -> None:
+        """The requests are in flight from now on. Under the collector's lock."""
+        for request in self.requests:
+            request.timing = self.timing
+            request._state = IN_FLIGHT
+
+    def begin(self) -> bool:
+        """True for the first who asks, in whatever thread: to run the batch, or to give it up."""
+        try:
+            self._unbegun.pop()
+        except IndexError:
+            return False
+        return True
 
     def run(self) -> None:
         """Call the handler and keep what comes of it. Raises nothing but `KeyboardInterrupt`, which it keeps as well.
 
         The handler runs in an empty context: nothing of one caller's request must be in force for another's.
         """
+        if not self.begin():  # given up
+            return
         try:
             self._outputs = Context().run(self._call)
         except Exception as error:

@@ -27,6 +27,7 @@ def _original(module: str, name: str) -> Any:
 
 
 allocate_lock = _original("_thread", "allocate_lock")
+RLock = _original("_thread", "RLock")
 get_ident = _original("_thread", "get_ident")
 _start_new_thread = _original("_thread", "start_new_thread")
 
@@ -97,36 +98,42 @@ class NativePool:
                 number = self._threads
             else:
                 self._idle -= 1
+                jobs.put(job)  # in here: behind what `close` puts, nobody would take it
         if grow:
             self._grow(jobs, number, job)
-        jobs.put(job)
 
     def close(self) -> None:
         """Let every thread end after what it has been given. Jobs submitted later get threads of their own."""
         with self._lock:
             jobs, threads = self._jobs, self._threads
             self._jobs, self._threads, self._idle = SimpleQueue(), 0, 0
-        for _ in range(threads):
-            jobs.put(None)
+            for _ in range(threads):
+                jobs.put(None)
 
     def _grow(self, jobs: SimpleQueue[Callable[[], None] | None], number: int, job: Callable[[], None]) -> None:
+        """Start a thread that has the job in its hands: the pool may be closed before it comes up."""
+        hands = [job]  # which it empties: a thread holds on to what it was started with
         try:
-            start_thread(lambda: self._serve(jobs), f"{self._name}-{number}")
+            start_thread(lambda: self._serve(jobs, hands), f"{self._name}-{number}")
         except RuntimeError:
             with self._lock:
-                self._threads -= 1
-                if self._threads > 0:  # the job waits for one of these
-                    self._idle -= 1
-                    return
+                if jobs is self._jobs:
+                    self._threads -= 1
+                    if self._threads > 0:  # the job waits for one of these
+                        self._idle -= 1
+                        jobs.put(job)
+                        return
                 del self._waiting[job]
             raise
 
-    def _serve(self, jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+    def _serve(self, jobs: SimpleQueue[Callable[[], None] | None], hands: list[Callable[[], None]]) -> None:
         while True:
             try:
-                while (job := jobs.get()) is not None:
+                job = hands.pop() if hands else jobs.get()
+                while job is not None:
                     self._run(job, jobs)
                     del job  # it holds a batch, with its callers' arguments
+                    job = jobs.get()
                 return
             except BaseException:  # set from outside; the queue may have given a job that never arrived here
                 for job in list(self._waiting):
