@@ -46,7 +46,9 @@ def pending(world: str, how: str, count: int) -> dict[str, float]:
     from ubatch import UBatch
 
     release = threading.Event()
-    batcher: Any = UBatch(64, 3600.0, runtime=world).set_handler(lambda xs: [release.wait() for _ in xs])
+    batcher: Any = UBatch(64, 3600.0, runtime=world, executor="native").set_handler(
+        lambda xs: [release.wait() for _ in xs]
+    )
     batcher.submit(-1)
     waiting: list[Any] = []
 

@@ -87,7 +87,7 @@ def test_after_a_failed_batch_the_next_one_runs(harness: Harness, runtime: Virtu
 def test_what_would_end_a_process_or_greenlet_reaches_callers_as_an_exception(
     harness: Harness, runtime: VirtualRuntime, error: BaseException
 ) -> None:
-    if isinstance(error, KeyboardInterrupt) and (runtime.name, harness.executor) == ("gevent", "greenlet"):
+    if isinstance(error, KeyboardInterrupt) and runtime.name == "gevent" and harness.executor != "native":
         pytest.skip("on the hub it is Ctrl-C, and goes on to the main greenlet: test_reality.py")
     requests = submit_and_settle(harness, raising(error), 2)
     for request in requests:
@@ -274,7 +274,7 @@ def test_a_handler_that_waits_for_its_own_stop_is_refused(harness: Harness, runt
 # Callers and collectors that are killed.
 
 gevent_only = pytest.mark.parametrize(
-    "world", [("gevent", "native"), ("gevent", "greenlet")], ids="-".join, indirect=True
+    "world", [("gevent", "auto"), ("gevent", "native"), ("gevent", "greenlet")], ids="-".join, indirect=True
 )
 
 
@@ -387,7 +387,7 @@ class Worked:
             self.greenlets.append(id(gevent.getcurrent()))
             job()
 
-        self.executor.start(kept, self.end)
+        self.executor.start(kept, self.end, list)
         gevent.idle()
 
     def end(self) -> None:

@@ -313,7 +313,7 @@ def served() -> Flask:
     app.config.from_mapping(UBATCH_DEADLINE=30.0, UBATCH_DEADLINE_HEADER="X-Deadline", UBATCH_READINESS="/ready")
     UBatchExtension(app)
     api = restx.Api(app)
-    batcher = UBatch[int, int](1, 0.0, max_queue=1, stall_after=0.1).set_handler(hold)
+    batcher = UBatch[int, int](1, 0.0, max_queue=1, stall_after=0.1, executor="native").set_handler(hold)
     gate.acquire()
 
     @api.route("/square/<int:x>")

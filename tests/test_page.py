@@ -43,6 +43,8 @@ def made(
         "timeout": 0.005,
         "eager": False,
         "max_in_flight": 1,
+        "runs_on": "native",
+        "hub_away": 0.0,
         "pending": 0,
         "in_flight": 0,
         "stalled": False,

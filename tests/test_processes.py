@@ -223,7 +223,7 @@ def test_when_home_ends_callers_elsewhere_are_told_and_the_next_call_finds_anoth
             begun.set()
             gate.wait(20)
             return xs
-        batcher = UBatch(1, 0, runtime="gevent").set_handler(handler)
+        batcher = UBatch(1, 0, runtime="gevent", executor="native").set_handler(handler)
         def home():
             gevent.spawn(batcher.submit, 1).get()
             gevent.get_hub().threadpool.apply(begun.wait, (20,))

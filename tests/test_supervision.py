@@ -50,7 +50,7 @@ def batcher(request: pytest.FixtureRequest) -> Iterator[UBatch[Any, Any]]:
             strike(get_ident(), xs[0])
         return [get_ident() for _ in xs]
 
-    with UBatch[Any, Any](1, 0.0, runtime=request.param).set_handler(handler) as batcher:
+    with UBatch[Any, Any](1, 0.0, runtime=request.param, executor="native").set_handler(handler) as batcher:
         yield batcher
 
 
@@ -135,7 +135,7 @@ def collector_of(batcher: UBatch[Any, Any]) -> gevent.Greenlet:
     return greenlet
 
 
-@pytest.mark.parametrize("executor", ["native", "greenlet"])
+@pytest.mark.parametrize("executor", ["auto", "native", "greenlet"])
 @pytest.mark.parametrize("end", [gevent.GreenletExit(), gevent.Timeout(1)], ids=repr)
 def test_a_collector_greenlet_that_is_killed_is_replaced(executor: str, end: BaseException) -> None:
     name = f"killed by {type(end).__name__} with {executor}"
@@ -145,7 +145,9 @@ def test_a_collector_greenlet_that_is_killed_is_replaced(executor: str, end: Bas
         assert ask(batcher, 2) == 2
 
 
-@pytest.mark.parametrize("world", [("gevent", "native"), ("gevent", "greenlet")], ids="-".join, indirect=True)
+@pytest.mark.parametrize(
+    "world", [("gevent", "auto"), ("gevent", "native"), ("gevent", "greenlet")], ids="-".join, indirect=True
+)
 def test_a_collector_that_is_killed_on_the_way_to_the_handler_takes_no_place_along(
     harness: Harness, runtime: VirtualRuntime, gate: Gate
 ) -> None:
@@ -168,7 +170,9 @@ def test_a_collector_that_is_killed_on_the_way_to_the_handler_takes_no_place_alo
     assert calls == [[2]]
 
 
-@pytest.mark.parametrize("world", [("gevent", "native"), ("gevent", "greenlet")], ids="-".join, indirect=True)
+@pytest.mark.parametrize(
+    "world", [("gevent", "auto"), ("gevent", "native"), ("gevent", "greenlet")], ids="-".join, indirect=True
+)
 def test_what_a_killed_collector_had_still_to_show_is_shown(
     harness: Harness, runtime: VirtualRuntime, gate: Gate
 ) -> None:

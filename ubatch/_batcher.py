@@ -41,7 +41,7 @@ _Self = TypeVar("_Self", bound="UBatch[Any, Any]")
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
-EXECUTORS = ("native", "greenlet", "auto")
+EXECUTORS = ("auto", "native", "greenlet")
 
 
 class Outputs(Protocol[_Out_co]):
@@ -92,7 +92,7 @@ class UBatch(Generic[In, Out]):
         timeout: float,
         *,
         eager: bool = False,
-        executor: str = "native",
+        executor: str = "auto",
         max_in_flight: int = 1,
         max_queue: int | None = None,
         deadline: float | None = None,
@@ -230,7 +230,7 @@ class UBatch(Generic[In, Out]):
         >>> batcher.stop()
         """
         collector = self._collectors.get(current_process())
-        idle = {"pending": 0, "in_flight": 0, "stalled": False}
+        idle = {"runs_on": "none yet", "hub_away": 0.0, "pending": 0, "in_flight": 0, "stalled": False}
         return Statistics(
             name=self.name,
             runtime="none yet" if collector is None else collector.runtime.name,

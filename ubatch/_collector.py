@@ -111,6 +111,7 @@ class Collector:
         self._options = options
         self._max_queue = options.max_queue
         self._executor = runtime.executor(options.executor, options.max_in_flight, f"ubatch-handler:{name}")
+        self.handler_raised = self._executor.raised
         self._signal = runtime.signal()
         self._later: deque[Act] = deque()  # what this or another thread could not do inside its own section
         # The rest is guarded by the lock.
@@ -270,6 +271,7 @@ class Collector:
                 "stalled": any(batch.stalled for batch in batches),
                 **self._tally.fields(),
             }
+        fields |= self._executor.where()._asdict()
         self._catch_up()
         return fields
 
@@ -424,7 +426,7 @@ class Collector:
             for observe in self.observers.batch_started:
                 observe(batch)
             run = batch.run if self._options.stall_after == inf else batch.run_watched
-            self._executor.start(run, partial(self._finish, batch))
+            self._executor.start(run, partial(self._finish, batch), batch.handler)
         except BaseException as error:
             if batch.begin():  # nobody else will: no thread to be had; or killed in an instrument that waits
                 batch.error = error if isinstance(error, Exception) else self._killed_error()

@@ -324,7 +324,7 @@ class Batch(Noted):
         _running.set(self)
         for observe in self.requests[0].collector.observers.handler_started:
             observe(self)
-        return self._strategy(_handle, self.requests)
+        return self._strategy(_handle_here, self.requests)
 
 
 def plainly(call: Callable[[list[Request[Any]]], list[Any]], requests: list[Request[Any]]) -> list[Any]:
@@ -351,6 +351,20 @@ def running_batch() -> Batch | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _handle_here(requests: list[Request[Any]]) -> list[Any]:
+    """`_handle`, and show the executor what the handler raises: it may be for where it ran."""
+    raised = requests[0].collector.handler_raised
+    try:
+        outputs = _handle(requests)
+    except Exception as error:
+        raised(error)
+        raise
+    for output in outputs:
+        if isinstance(output, Exception):
+            raised(output)
+    return outputs
 
 
 def _handle(requests: list[Request[Any]]) -> list[Any]:

@@ -78,6 +78,8 @@ class Statistics:
     timeout: float
     eager: bool
     max_in_flight: int
+    runs_on: str
+    hub_away: float
     pending: int
     in_flight: int
     stalled: bool

@@ -33,7 +33,7 @@ from typing import Any
 
 from ._batcher import UBatch
 from ._request import running_batch
-from ._runtime import Executor, Runtime, Signal, Waiter, choose
+from ._runtime import Executor, Runtime, Signal, Waiter, Where, choose
 from ._runtime._native import allocate_lock
 
 __all__ = ["Call", "Gate", "RecordingHandler", "UBatch", "VirtualRuntime"]
@@ -350,17 +350,23 @@ class _VirtualExecutor:
         self._runtime = runtime
         self._inner = inner
 
-    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+    def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
         def done_and_gone() -> None:
             done()
             self._runtime.leave()
 
         self._runtime.enter()
         try:
-            self._inner.start(job, done_and_gone)
+            self._inner.start(job, done_and_gone, handler)
         except BaseException:
             self._runtime.leave()
             raise
+
+    def raised(self, error: Exception) -> None:
+        self._inner.raised(error)
+
+    def where(self) -> Where:
+        return self._inner.where()
 
     def close(self) -> None:
         self._inner.close()

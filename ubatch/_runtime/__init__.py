@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from ._base import Executor, Runtime, Signal, Waiter
+from ._base import Executor, Runtime, Signal, Waiter, Where
 from ._threading import ThreadingRuntime
 from ._world import green_half, may_be_home, stack_of_caller
 
-__all__ = ["Executor", "Runtime", "Signal", "Waiter", "choose", "current_process", "stack_of_caller"]
+__all__ = ["Executor", "Runtime", "Signal", "Waiter", "Where", "choose", "current_process", "stack_of_caller"]
 
 RUNTIMES = ("auto", "gevent", "threading")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Waiter(Protocol):
@@ -46,11 +46,26 @@ class Signal(Protocol):
 class Executor(Protocol):
     """Runs handlers, away from the collector."""
 
-    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
-        """Begin `job` and return; `done` is called once it has ended, however it ended. Called at home."""
+    def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
+        """Begin `job`, which calls `handler`, and return; call `done` once it has ended. Called at home."""
+
+    def raised(self, error: Exception) -> None:
+        """The handler has raised this, right here: in its greenlet or thread."""
+
+    def where(self) -> Where:
+        """Where the next handler runs. Anywhere."""
 
     def close(self) -> None:
         """Let idle threads end. Anywhere. A later `start` opens the executor again."""
+
+
+class Where(NamedTuple):
+    """Where handlers run: on the "hub", on a "native" thread of the batcher's own (gevent), or on a "thread"; and, as
+    far as it is measured, for how many seconds the hub was away for one of the latest batches there, at most.
+    """
+
+    runs_on: str
+    hub_away: float = 0.0
 
 
 class Runtime(ABC):
@@ -80,7 +95,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def executor(self, kind: str, places: int, name: str) -> Executor:
-        """An executor of a `kind` ("native", "greenlet" or "auto") that runs up to `places` jobs at once. Anywhere."""
+        """An executor of a `kind` ("auto", "native" or "greenlet") that runs up to `places` jobs at once. Anywhere."""
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Call back when home ends while the process goes on. Most homes never do."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 from weakref import ref
 
@@ -30,12 +30,13 @@ from gevent.hub import MAIN_THREAD_IDENT
 from gevent.hub import Waiter as _Waiter
 from greenlet import getcurrent, greenlet
 
-from ._base import Executor, Runtime, Signal, Waiter
+from ._auto import NOTE, AutoExecutor
+from ._base import Executor, Runtime, Signal, Waiter, Where
+from ._bound import add_note, is_bound_error
+from ._gevent_locks import end_batch, prepare_thread, waited_here
 from ._native import NativePool, _original
 from ._world import foreign_waiter
 
-SHORT = 0.005  # seconds; CPython's switch interval, for which a native thread may keep the hub away just as well
-REMEMBERED = 16  # batches; arbitrary: a handler that is long now and then keeps the hub away for one in so many
 CHUNK = 8  # callers that one callback of the loop wakes; after some callbacks it looks at its sockets
 
 ONLY_HERE = 2  # references, one of them the argument of the function that counts
@@ -84,7 +85,7 @@ class GeventRuntime(Runtime):
         if kind == "greenlet":
             return on_hub
         native = _NativeExecutor(self._hub, NativePool(places, name))
-        return native if kind == "native" else AutoExecutor(on_hub, native, self.clock)
+        return native if kind == "native" else AutoExecutor(on_hub, native, self.clock, waited_here)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         if self._hub.thread_ident != MAIN_THREAD_IDENT and get_hub_if_exists() is self._hub:
@@ -134,36 +135,6 @@ class HubWaiter:
             return None if self._set else self._result.wait(timeout)
         finally:
             self._watcher.stop()
-
-
-class AutoExecutor:
-    """On the hub while handlers are short, else native: `Executor`.
-
-    A native thread keeps the hub turning, and pays for it twice a batch by handing over, and all along by taking turns
-    at the interpreter's lock. Where the handler is done before its turn would end, the hub gains nothing by that.
-
-    So handlers run on the hub once the latest `REMEMBERED` batches took at most `SHORT` seconds each, wherever they
-    ran, and natively until then and after one that took longer.
-    """
-
-    def __init__(self, on_hub: Executor, native: Executor, clock: Callable[[], float]) -> None:
-        self._on_hub = on_hub
-        self._native = native
-        self._clock = clock
-        self._left = REMEMBERED  # batches until they may run on the hub
-
-    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
-        def timed() -> None:
-            began = self._clock()
-            try:
-                job()
-            finally:
-                self._left = REMEMBERED if self._clock() - began > SHORT else max(0, self._left - 1)
-
-        (self._native if self._left else self._on_hub).start(timed, done)
-
-    def close(self) -> None:
-        self._native.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,11 +220,35 @@ class _GreenletExecutor:
         self._name = name
         self._idle: list[greenlet] = []  # as many as batches were ever in flight at once
 
-    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+    def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
         self._hub.loop.run_callback(self._run, job, done)
+
+    def start_watched(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None]) -> None:
+        """As `start`; `left` is called in the hub when `job` has first let go of it, ended or not."""
+        self._hub.loop.run_callback(self._run_watched, job, done, left)
+
+    def raised(self, error: Exception) -> None:
+        pass
+
+    def where(self) -> Where:
+        return Where("hub")
+
+    def is_here(self) -> bool:
+        return get_hub_if_exists() is self._hub
+
+    def behind(self) -> float:
+        """For how many seconds the loop has not looked at the time: so long has it been away."""
+        return time() - float(self._hub.loop.now())
+
+    def spawn(self, target: Callable[[], None]) -> None:
+        self._hub.loop.run_callback(_spawn, target, self._name)
 
     def close(self) -> None:
         self._idle.clear()
+
+    def _run_watched(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None]) -> None:
+        self._run(job, done)
+        left()
 
     def _run(self, job: Callable[[], None], done: Callable[[], None]) -> None:
         worker = self._idle.pop() if self._idle else None
@@ -288,14 +283,21 @@ class _NativeExecutor:
         self._pool = pool
         self._watchers: list[Any] = []  # idle ones; as many are made as batches were ever in flight at once
 
-    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+    def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
         watcher = self._watchers.pop() if self._watchers else self._hub.loop.async_()
         watcher.start(self._ended, watcher, done)
         try:
-            self._pool.submit(partial(_run_natively, job, done, watcher))
+            self._pool.submit(partial(_run_natively, job, done, watcher, self._hub))
         except BaseException:
             watcher.stop()
             raise
+
+    def raised(self, error: Exception) -> None:
+        if is_bound_error(error):
+            add_note(error, NOTE)
+
+    def where(self) -> Where:
+        return Where("native")
 
     def close(self) -> None:
         self._pool.close()
@@ -306,7 +308,8 @@ class _NativeExecutor:
         done()
 
 
-def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any) -> None:
+def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any, home: Any) -> None:
+    prepare_thread(home)
     try:
         job()
     except KeyboardInterrupt:  # its callers have it; Ctrl-C itself only ever reaches the main thread
@@ -316,6 +319,7 @@ def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: An
             watcher.send()
         except ValueError:  # "operation on destroyed loop": nobody at home is left, but callers in other threads may be
             done()
+    end_batch()
 
 
 class _ThreadExit:

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
+from typing import Any
 
-from ._base import Executor, Runtime, Signal, Waiter
+from ._base import Executor, Runtime, Signal, Waiter, Where
 from ._native import NativePool, allocate_lock, start_thread
 from ._world import foreign_waiter
 
@@ -76,7 +77,7 @@ class _ThreadExecutor:
     def __init__(self, pool: NativePool) -> None:
         self._pool = pool
 
-    def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+    def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
         def run() -> None:
             try:
                 with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself reaches the main thread alone
@@ -85,6 +86,12 @@ class _ThreadExecutor:
                 done()
 
         self._pool.submit(run)
+
+    def raised(self, error: Exception) -> None:
+        pass
+
+    def where(self) -> Where:
+        return Where("thread")
 
     def close(self) -> None:
         self._pool.close()
