@@ -15,7 +15,7 @@ import gevent
 import pytest
 
 from ubatch import HandlerAborted, Instrument, NotProcessed, UBatch
-from ubatch._runtime import Executor
+from ubatch._runtime import Executor, Where
 from ubatch._runtime._native import LockWaiter, NativePool, get_ident
 from ubatch._runtime._threading import ThreadingRuntime
 from ubatch.testing import Gate, VirtualRuntime
@@ -223,9 +223,15 @@ class Poor(ThreadingRuntime):
         executor, refuse = super().executor(kind, places, name), self._refuse
 
         class PoorExecutor:
-            def start(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+            def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
                 refuse(1)
-                executor.start(job, done)
+                executor.start(job, done, handler)
+
+            def raised(self, error: Exception) -> None:
+                executor.raised(error)
+
+            def where(self) -> Where:
+                return executor.where()
 
             def close(self) -> None:
                 executor.close()

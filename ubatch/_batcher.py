@@ -62,11 +62,10 @@ class UBatch(Generic[In, Out]):
     hub has nothing else to do, so whatever had arrived at the process has made its call; with plain threads, when for
     a moment (some 0.1 ms) no call came.
 
-    `executor` says where the handler runs: "native", on a native thread of the batcher's own, for handlers that
-    release the GIL; "greenlet", on the hub, for handlers that do cooperative input and output; "auto", on the hub once
-    it has seen that the handler takes no more than 5 ms, natively until then and when it takes longer (with plain
-    threads all three mean a native thread). `max_in_flight` is how many batches may be at the handler at once.
-    `runtime` is "gevent", "threading" or "auto": whichever world the first call in the process comes from. `name`
+    `executor` says where the handler runs under gevent: "auto", on the hub, or natively from its second batch on where
+    it takes more than 5 ms and waits for nothing; "native", on a native thread of the batcher's own, always;
+    "greenlet", on the hub, always (with plain threads all three mean a native thread). `max_in_flight` is how many
+    batches may be at the handler at once. `runtime` is "gevent", "threading" or "auto": whichever world the first call in the process comes from. `name`
     appears in errors and as the name of greenlets and threads (default: the handler's name).
 
     `max_queue` is how many requests may be pending, at least `max_size`; one more gets `QueueFull` at once. `deadline`

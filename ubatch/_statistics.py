@@ -70,6 +70,10 @@ class Statistics:
     their share of `max_size`; `queue_seconds` is what each request waited for its batch, `handler_seconds` what each
     batch took, and `handler_seconds_by_size` the same for the batches of up to each of `sizes.bounds`, as (batches,
     seconds). `cost` is None until there were batches of two sizes.
+
+    `runs_on` is where the next batch runs: on the "hub", on a "native" thread (both under gevent), or on a "thread".
+    With `executor="auto"` `hub_away` is for how many seconds at most the hub was away for one of its latest 16 batches
+    there, as far as that can be seen: until the handler first waits, and since it last did; else it is 0.0.
     """
 
     name: str

@@ -105,6 +105,8 @@ class Page:
             "timeout": statistics.timeout,
             "eager": statistics.eager,
             "max_in_flight": statistics.max_in_flight,
+            "runs_on": statistics.runs_on,
+            "hub_away": statistics.hub_away,
             "pending": statistics.pending,
             "in_flight": statistics.in_flight,
             "stalled": statistics.stalled,
@@ -202,6 +204,7 @@ LONE = 1.5  # requests per batch, below which most are alone
 MOSTLY = 0.7  # of the batches
 TIMER = 0.002  # seconds that a timer may be late
 SMALL_PART = 0.1  # of a batch's time
+LONG_AWAY = 0.05  # seconds
 
 
 def _troubles(statistics: Statistics) -> list[str]:
@@ -209,6 +212,11 @@ def _troubles(statistics: Statistics) -> list[str]:
     told = []
     if statistics.stalled:
         told.append("The handler is stuck: it has not come back for longer than stall_after.")
+    if statistics.runs_on == "hub" and statistics.hub_away > LONG_AWAY:
+        told.append(
+            f"The handler keeps the event loop away for {_time(statistics.hub_away)}: no other request of this worker "
+            "is served meanwhile."
+        )
     if statistics.stopped:
         told.append("It is stopped, and refuses calls.")
     if statistics.rejected:

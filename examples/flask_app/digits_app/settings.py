@@ -45,9 +45,7 @@ class Settings:
             max_size=max_size,
             timeout=reader.seconds("UBATCH_TIMEOUT", 0.02, most=10.0),
             eager=reader.yes("UBATCH_EAGER", True),
-            executor=reader.choice(
-                "UBATCH_EXECUTOR", "native", among=("native", "greenlet", "auto")
-            ),
+            executor=reader.choice("UBATCH_EXECUTOR", "auto", among=("auto", "native", "greenlet")),
             max_queue=reader.whole(
                 "UBATCH_MAX_QUEUE", max(1024, max_size), least=max_size, most=1_000_000
             ),

@@ -14,7 +14,7 @@ def test_nothing_has_to_be_set() -> None:
     assert settings.max_size == 64
     assert settings.timeout == 0.02
     assert settings.eager
-    assert settings.executor == "native"
+    assert settings.executor == "auto"
     assert settings.max_queue == 1024
     assert settings.deadline == 5.0
     assert settings.model_dir.name == "digits_app"
@@ -75,7 +75,7 @@ def test_an_empty_value_counts_as_not_set() -> None:
         ("UBATCH_TIMEOUT", "inf", "must be a number of seconds from 0 to 10, but got 'inf'"),
         ("UBATCH_DEADLINE", "0", "must be a number of seconds from 0.01 to 60, but got '0'"),
         ("UBATCH_MAX_QUEUE", "none", "must be a whole number from 64 to 1000000, but got 'none'"),
-        ("UBATCH_EXECUTOR", "gpu", "must be one of native, greenlet, auto, but got 'gpu'"),
+        ("UBATCH_EXECUTOR", "gpu", "must be one of auto, native, greenlet, but got 'gpu'"),
         ("UPSTREAM_URL", "titles:80", "must be an address such as http://127.0.0.1:8001"),
         ("UPSTREAM_URL", "http://", "must be an address such as http://127.0.0.1:8001"),
         ("UPSTREAM_URL", "http://x:99999", "must be an address such as http://127.0.0.1:8001"),
