@@ -65,8 +65,9 @@ class UBatch(Generic[In, Out]):
     `executor` says where the handler runs under gevent: "auto", on the hub, or natively from its second batch on where
     it takes more than 5 ms and waits for nothing; "native", on a native thread of the batcher's own, always;
     "greenlet", on the hub, always (with plain threads all three mean a native thread). `max_in_flight` is how many
-    batches may be at the handler at once. `runtime` is "gevent", "threading" or "auto": whichever world the first call in the process comes from. `name`
-    appears in errors and as the name of greenlets and threads (default: the handler's name).
+    batches may be at the handler at once. `runtime` is "gevent", "threading" or "auto": whichever world the first call
+    in the process comes from. `name` appears in errors and as the name of greenlets and threads (default: the handler's
+    name).
 
     `max_queue` is how many requests may be pending, at least `max_size`; one more gets `QueueFull` at once. `deadline`
     is how many seconds a call may take (see also `ubatch.deadline`); then it raises `QueueTimeout` or `ResultTimeout`.
