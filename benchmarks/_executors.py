@@ -47,6 +47,11 @@ class TooLong(Exception):
     """A handler of this kind takes longer, whatever it does."""
 
 
+def nothing(_: float) -> Work:
+    """Nothing at all: what a call costs is the way to the handler and back."""
+    return lambda: None
+
+
 def python(seconds: float) -> Work:
     """A loop in pure Python: it holds the GIL but for being asked for it."""
     return partial(_spin, _times(_spin, seconds))
@@ -123,6 +128,7 @@ def http(seconds: float) -> Work:
 
 
 KINDS: dict[str, Callable[[float], Work]] = {
+    "nothing": nothing,
     "python": python,
     "forest": forest,
     "numpy": numpy,

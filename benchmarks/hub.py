@@ -7,10 +7,10 @@ other request of the worker was served: the median of the batches, and their ran
 is, and numpy and torch use one thread.
 
 * idle hub: nothing but the ticker.
-* native, greenlet: uBatch with this executor. uBatch 1.0.0 runs its handler on the hub.
+* auto, native, greenlet: uBatch with this executor, from its second batch on. uBatch 1.0.0 runs its handler on the hub.
 * python: a handler in pure Python, which holds the interpreter's lock wherever it runs, for 5 ms at a time.
 
-The requirement: with numpy and torch on a native thread at most 1 ms more than an idle hub.
+The requirement: with numpy and torch, by default and on a native thread, at most 1 ms more than an idle hub.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks._peers import FAILURES, PEERS, environment, reason, same
 from benchmarks._report import COLOURS, Report, number, parser, spread
 
 KINDS = ("numpy", "torch", "python")
-WAYS = ("idle hub", "native", "greenlet", "uBatch 1.0.0")
+WAYS = ("idle hub", "auto", "native", "greenlet", "uBatch 1.0.0")
 RELEASING = ("numpy", "torch")  # they compute without the interpreter's lock
 MOST = 1.0  # ms above an idle hub
 LIMIT = 120.0  # seconds
@@ -74,15 +74,16 @@ def _run(kind: str, way: str, batches: int) -> list[float]:
 
 def _print_requirements(report: Report, gaps: dict[tuple[str, str], list[float]]) -> bool:
     above = {
-        kind: spread(gaps[kind, "native"]).median - spread(gaps[kind, "idle hub"]).median
+        (kind, way): spread(gaps[kind, way]).median - spread(gaps[kind, "idle hub"]).median
         for kind in RELEASING
-        if gaps.get((kind, "native"))
+        for way in ("auto", "native")
+        if gaps.get((kind, way))
     }
     report.table(
         ("requirement", "measured, ms", "at most", ""),
         [
-            (f"{kind}: native above an idle hub", number(value), number(MOST), "met" if value <= MOST else "MISSED")
-            for kind, value in above.items()
+            (f"{kind}: {way} above an idle hub", number(value), number(MOST), "met" if value <= MOST else "MISSED")
+            for (kind, way), value in above.items()
         ],
     )
     return all(value <= MOST for value in above.values())

@@ -43,7 +43,7 @@ def test_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hub(tmp_path: Path) -> None:
     rows = found("hub", tmp_path, "--without-peers")
-    assert {row["way"] for row in rows} == {"idle hub", "native", "greenlet"}
+    assert {row["way"] for row in rows} == {"idle hub", "auto", "native", "greenlet"}
     assert all(len(row["gaps"]) == 2 for row in rows)
 
 

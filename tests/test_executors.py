@@ -42,8 +42,8 @@ class Runs:
     def is_here(self) -> bool:
         return self._world.here == "hub"
 
-    def behind(self) -> float:
-        return self._world.behind
+    def away(self) -> float:
+        return self._world.away
 
     def spawn(self, target: Callable[[], None]) -> None:
         target()
@@ -66,24 +66,24 @@ class World:
         self.here = ""
         self.left: Callable[[], None] = lambda: None
         self.now = 0.0
-        self.behind = 0.0
+        self.away = 0.0
         self.ended = 0
         self.waited = False
         self.executor = AutoExecutor(Runs("hub", self), Runs("native", self), lambda: self.now, self.waited_natively)
 
     def run(self, *takes: float, waits: bool = False, raises: Exception | None = None, by: Any = handler) -> list[str]:
-        """Run handlers that take so many seconds each, half of them before they wait, and return where they ran."""
+        """Run handlers that take so many seconds each, half of them waiting or none, and return where they ran."""
         self.log.clear()
         for seconds in takes:
             self.executor.start(lambda seconds=seconds: self.take(seconds, waits, raises), self.end, by)  # type: ignore[misc]
         return self.log
 
     def take(self, seconds: float, waits: bool, raises: Exception | None) -> None:
-        self.now += seconds / 2
         if waits and self.here == "hub":
             self.left()
         self.waited = waits
-        self.now += seconds / 2
+        self.now += seconds
+        self.away = seconds / 2 if waits else seconds
         if raises is not None:
             self.executor.raised(raises)
 
@@ -201,12 +201,9 @@ def test_it_tells_where_the_handler_runs_and_for_how_long_the_hub_was_away(auto:
     assert auto.executor.where() == Where("native", 0.25)
 
 
-def test_of_a_handler_that_waits_it_counts_what_it_takes_before_and_after(auto: World) -> None:
+def test_of_a_handler_that_waits_it_tells_how_long_it_computed_at_a_time(auto: World) -> None:
     auto.run(0.25, waits=True)
     assert auto.executor.where() == Where("hub", 0.125)
-    auto.behind = 0.1875  # since the loop has turned, when the handler comes back
-    auto.run(0.25, waits=True)
-    assert auto.executor.where() == Where("hub", 0.1875)
 
 
 def test_a_handler_that_keeps_the_hub_away_and_waits_is_told_of_once(
@@ -267,6 +264,25 @@ def test_in_real_time_a_handler_that_waits_stays_on_the_hub() -> None:
         return xs
 
     assert where_it_runs(wait, 10) == [True] * 10
+
+
+@pytest.mark.parametrize("parts", [(0, 4, 0), (4, 0, 0), (0, 0, 4)], ids=["between", "before", "after"])
+def test_in_real_time_what_a_handler_computes_between_waits_is_told_and_its_waits_are_not(
+    parts: tuple[int, int, int],
+) -> None:
+    def handler(xs: list[int]) -> list[int]:
+        for n, part in enumerate(parts):
+            if n:
+                with gevent.get_hub().loop.timer(20 * SHORT) as timer:
+                    gevent.get_hub().wait(timer)
+            if part:
+                holds_its_thread(xs)
+        return xs
+
+    with UBatch[int, int](1, 0.0, runtime="gevent").set_handler(handler) as batcher:
+        batcher.ubatch(1)
+        assert 4 * SHORT <= batcher.statistics().hub_away < 40 * SHORT  # which it waits
+        assert batcher.statistics().runs_on == "hub"
 
 
 def test_statistics_tell_where_the_handler_runs() -> None:

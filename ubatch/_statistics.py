@@ -72,8 +72,8 @@ class Statistics:
     seconds). `cost` is None until there were batches of two sizes.
 
     `runs_on` is where the next batch runs: on the "hub", on a "native" thread (both under gevent), or on a "thread".
-    With `executor="auto"` `hub_away` is for how many seconds at most the hub was away for one of its latest 16 batches
-    there, as far as that can be seen: until the handler first waits, and since it last did; else it is 0.0.
+    With `executor="auto"` `hub_away` is for how many seconds at a time, at most, the handler kept the hub in its latest
+    16 batches there; else it is 0.0.
     """
 
     name: str

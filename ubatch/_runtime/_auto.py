@@ -45,13 +45,13 @@ class Hub(Protocol):
     """The executor that runs handlers on the hub."""
 
     def start_watched(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None]) -> None:
-        """As `Executor.start`; `left` is called in the hub when `job` has first let go of it, ended or not."""
+        """As `Executor.start`; `left` is called when `job` has first let go of the hub, unless it has ended."""
 
     def is_here(self) -> bool:
         """Whether the caller is on the hub's thread."""
 
-    def behind(self) -> float:
-        """For how many seconds the loop has not turned."""
+    def away(self) -> float:
+        """For how many seconds at a time the job that calls has kept the hub, at most."""
 
     def spawn(self, target: Callable[[], None]) -> None:
         """Run something in a greenlet of its own."""
@@ -82,8 +82,8 @@ class AutoExecutor:
             native = _Natively(self, job, done)
             self._native.start(native.run, native.end, handler)
         else:
-            here = _OnHub(self, job, done, handler)
-            self._on_hub.start_watched(here.run, here.end, here.leave)
+            here = _OnHub(self, job, handler)
+            self._on_hub.start_watched(here.run, done, here.leave)
 
     def raised(self, error: Exception) -> None:
         if not self._on_hub.is_here() and is_bound_error(error):
@@ -100,18 +100,16 @@ class AutoExecutor:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _learn_on_hub(self, seconds: float, first: float | None, handler: Callable[..., Any]) -> None:
-        """A batch took so many seconds on the hub; `first` of them until it first waited, if it did."""
-        if first is not None:
-            away = max(first, min(seconds, self._on_hub.behind()))
+    def _learn_on_hub(self, waited: bool, handler: Callable[..., Any]) -> None:
+        """A batch on the hub has waited there, or it was long. Called in its greenlet."""
+        away = self._on_hub.away()
+        if waited:
             self._patience = min(MOST_PATIENCE, self._patience + WAITED)
-        else:
-            away = seconds
-            if seconds > SHORT and self._patience:
-                self._patience -= 1
-            elif seconds > SHORT and self._may_leave(handler):
-                self._natively = True
-                self._left = REMEMBERED
+        elif self._patience:
+            self._patience -= 1
+        elif self._may_leave(handler):
+            self._natively = True
+            self._left = REMEMBERED
         self._away.append(away)
         if away > AWAY and not self._natively:
             self._count_away(away, handler)
@@ -143,34 +141,29 @@ class AutoExecutor:
 class _OnHub:
     """One batch on the hub."""
 
-    __slots__ = ("_auto", "_began", "_done", "_first", "_handler", "_job", "_seconds")
+    __slots__ = ("_auto", "_handler", "_job", "_waited")
 
-    def __init__(
-        self, auto: AutoExecutor, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]
-    ) -> None:
+    def __init__(self, auto: AutoExecutor, job: Callable[[], None], handler: Callable[..., Any]) -> None:
         self._auto = auto
-        self._job = job
-        self._done = done
+        self._job: Callable[[], None] | None = job
         self._handler = handler
-        self._seconds: float | None = None
-        self._first: float | None = None
+        self._waited = False
 
     def run(self) -> None:
-        self._began = self._auto._clock()
+        auto, job = self._auto, self._job
+        began = auto._clock()
         try:
-            self._job()
+            job()  # type: ignore[misc]
         finally:
-            self._seconds = self._auto._clock() - self._began
+            self._job = None
+            seconds = auto._clock() - began
+            if seconds > SHORT or self._waited:
+                auto._learn_on_hub(self._waited, self._handler)
+            else:
+                auto._away.append(seconds)
 
     def leave(self) -> None:
-        if self._seconds is None:
-            self._first = self._auto._clock() - self._began
-
-    def end(self) -> None:
-        try:
-            self._auto._learn_on_hub(self._seconds or 0.0, self._first, self._handler)
-        finally:
-            self._done()
+        self._waited = self._job is not None
 
 
 class _Natively:

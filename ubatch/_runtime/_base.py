@@ -61,7 +61,7 @@ class Executor(Protocol):
 
 class Where(NamedTuple):
     """Where handlers run: on the "hub", on a "native" thread of the batcher's own (gevent), or on a "thread"; and, as
-    far as it is measured, for how many seconds the hub was away for one of the latest batches there, at most.
+    far as it is measured, for how many seconds at a time one of the latest batches there kept the hub, at most.
     """
 
     runs_on: str

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 from weakref import ref
 
@@ -218,14 +218,14 @@ class _GreenletExecutor:
     def __init__(self, hub: Any, name: str) -> None:
         self._hub = hub
         self._name = name
-        self._idle: list[greenlet] = []  # as many as batches were ever in flight at once
+        self._idle: list[_Worker] = []  # as many as batches were ever in flight at once
 
     def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
-        self._hub.loop.run_callback(self._run, job, done)
+        self._hub.loop.run_callback(self._run, job, done, None)
 
     def start_watched(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None]) -> None:
-        """As `start`; `left` is called in the hub when `job` has first let go of it, ended or not."""
-        self._hub.loop.run_callback(self._run_watched, job, done, left)
+        """As `start`; `left` is called in the hub when `job` lets go of it for the first time and has not ended."""
+        self._hub.loop.run_callback(self._run, job, done, left)
 
     def raised(self, error: Exception) -> None:
         pass
@@ -236,9 +236,10 @@ class _GreenletExecutor:
     def is_here(self) -> bool:
         return get_hub_if_exists() is self._hub
 
-    def behind(self) -> float:
-        """For how many seconds the loop has not looked at the time: so long has it been away."""
-        return time() - float(self._hub.loop.now())
+    def away(self) -> float:
+        """For how many seconds at a time the job that calls has kept the hub, at most."""
+        worker = getcurrent()
+        return max(worker.longest, monotonic() - worker.came_at)  # type: ignore[no-any-return]
 
     def spawn(self, target: Callable[[], None]) -> None:
         self._hub.loop.run_callback(_spawn, target, self._name)
@@ -246,17 +247,35 @@ class _GreenletExecutor:
     def close(self) -> None:
         self._idle.clear()
 
-    def _run_watched(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None]) -> None:
-        self._run(job, done)
-        left()
-
-    def _run(self, job: Callable[[], None], done: Callable[[], None]) -> None:
+    def _run(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None] | None) -> None:
         worker = self._idle.pop() if self._idle else None
         if not worker or _references(worker) > ONLY_HERE:  # false where it has ended
-            worker = greenlet(_serve, self._hub)
+            worker = _Worker(_serve, self._hub)
             worker.name = self._name
-            worker.switch()
-        worker.switch(self._idle, job, done)  # at once: it could be killed before, and would not so much as say so
+            _switch(worker)
+        worker.longest, worker.came_at = 0.0, monotonic()
+        _switch(worker, self._idle, job, done)  # at once: killed before, it would not so much as say so
+        if left is not None and not (self._idle and self._idle[-1] is worker):
+            worker.longest = monotonic() - worker.came_at
+            left()
+
+
+class _Worker(greenlet):  # type: ignore[misc]
+    """The greenlet of a handler. It knows for how long it has kept the hub: whoever lets it go on calls `switch`."""
+
+    __slots__ = ("came_at", "longest", "name")
+    came_at: float
+    longest: float
+
+    def switch(self, *args: Any, **kwargs: Any) -> Any:
+        self.came_at = monotonic()
+        try:
+            return _switch(self, *args, **kwargs)
+        finally:
+            self.longest = max(self.longest, monotonic() - self.came_at)
+
+
+_switch = greenlet.switch
 
 
 def _serve() -> None:
