@@ -116,6 +116,16 @@ def test_a_handler_that_gets_long_leaves_the_hub_and_comes_back_when_it_is_short
     assert auto.run(QUICK, LONG, *[QUICK] * REMEMBERED, QUICK) == ["hub", "hub", *["native"] * REMEMBERED, "hub"]
 
 
+def test_a_long_batch_after_many_short_ones_is_forgiven_and_a_second_one_is_not(auto: World) -> None:
+    auto.run(*[QUICK] * REMEMBERED)
+    assert auto.run(LONG, QUICK, LONG, QUICK) == ["hub", "hub", "hub", "native"]
+
+
+def test_long_batches_that_are_rare_are_forgiven_each_time(auto: World) -> None:
+    for _ in range(10):
+        assert set(auto.run(*[QUICK] * REMEMBERED, LONG)) == {"hub"}
+
+
 def test_one_long_batch_among_short_ones_starts_the_count_anew(auto: World) -> None:
     auto.run(LONG, *[QUICK] * (REMEMBERED - 1))
     assert set(auto.run(LONG, *[QUICK] * REMEMBERED)) == {"native"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -75,3 +76,38 @@ def test_batchers_whose_handlers_views_and_instruments_log(
         capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == (f"{6000 // 64 * 64} True {where}\n", "")
+
+
+def test_under_a_real_server_none_is_stuck(capsys: pytest.CaptureFixture[str]) -> None:
+    for needed in ("gunicorn", "numpy"):
+        pytest.importorskip(needed)
+    from benchmarks import logging_soak
+
+    assert logging_soak.main(["--calls", "8000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all("4,000 calls, 0 wrong, 0 unanswered" in line for line in lines)
+
+
+def test_a_thread_of_handlers_leaves_no_file_open() -> None:
+    script = """
+    from gevent import monkey; monkey.patch_all()
+    import gevent, os
+    from ubatch import UBatch
+    def files():
+        return len(os.listdir("/proc/self/fd"))
+    with_one_thread = None
+    for n in range(20):
+        with UBatch(1, 0, executor="native").set_handler(list) as batcher:
+            batcher.ubatch(n)
+            with_one_thread = with_one_thread or files()
+    for _ in range(100_000):  # the last ones are still ending
+        gevent.idle()
+        if files() <= with_one_thread:
+            break
+    print(files() <= with_one_thread)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")

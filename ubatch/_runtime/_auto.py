@@ -9,6 +9,7 @@ Guarantees:
 * A handler begins on the hub.
 * One that took longer than `SHORT` and never switched runs natively from the next batch on, and on the hub again after
   `REMEMBERED` batches that were short, or once it has waited cooperatively.
+* One that was short for `REMEMBERED` batches is forgiven one that is long: a busy machine makes some look so.
 * One that waits stays on the hub. `patience` counts it, up by `WAITED` for a batch that waited, down by one for one
   that was long and did not: a contended lock now and then keeps nothing on the hub for long, and a long answer now and
   then sends nothing away from it.
@@ -107,6 +108,8 @@ class AutoExecutor:
             self._patience = min(MOST_PATIENCE, self._patience + WAITED)
         elif self._patience:
             self._patience -= 1
+        elif self._was_always_short():
+            pass
         elif self._may_leave(handler):
             self._natively = True
             self._left = REMEMBERED
@@ -122,6 +125,9 @@ class AutoExecutor:
             self._left = REMEMBERED if seconds > SHORT else self._left - 1
         if self._left <= 0:
             self._natively = False
+
+    def _was_always_short(self) -> bool:
+        return len(self._away) == REMEMBERED and max(self._away) <= SHORT
 
     def _may_leave(self, handler: Callable[..., Any]) -> bool:
         if not self._looked and self._because is None:

@@ -73,7 +73,7 @@ TEXTS = (
     "There is no current event loop in thread",
 )
 MOST = 2000  # objects looked at; arbitrary: a model may hold a million
-DEEPEST = 4  # steps from the handler
+DEEPEST = 6  # steps from the handler
 REACHED = 200  # of one object
 CHAIN = 10  # exceptions, each the cause or context of the one before
 

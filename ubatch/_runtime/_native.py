@@ -75,9 +75,11 @@ class NativePool:
     that it had taken and not begun.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, at_end: Callable[[], None] | None = None) -> None:
+        """`at_end` is called on each thread as its last act; it must not raise."""
         self._size = size
         self._name = name
+        self._at_end = at_end
         self._lock = allocate_lock()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._waiting: dict[Callable[[], None], bool] = {}  # submitted and not begun
@@ -114,7 +116,7 @@ class NativePool:
         """Start a thread that has the job in its hands: the pool may be closed before it comes up."""
         hands = [job]  # which it empties: a thread holds on to what it was started with
         try:
-            start_thread(lambda: self._serve(jobs, hands), f"{self._name}-{number}")
+            start_thread(lambda: self._live(jobs, hands), f"{self._name}-{number}")
         except RuntimeError:
             with self._lock:
                 if jobs is self._jobs:
@@ -125,6 +127,13 @@ class NativePool:
                         return
                 del self._waiting[job]
             raise
+
+    def _live(self, jobs: SimpleQueue[Callable[[], None] | None], hands: list[Callable[[], None]]) -> None:
+        try:
+            self._serve(jobs, hands)
+        finally:
+            if self._at_end is not None:
+                self._at_end()
 
     def _serve(self, jobs: SimpleQueue[Callable[[], None] | None], hands: list[Callable[[], None]]) -> None:
         while True:
