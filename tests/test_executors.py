@@ -61,7 +61,7 @@ class Runs:
 class World:
     """An executor, and handlers of which each takes so long and waits, or does not."""
 
-    def __init__(self) -> None:
+    def __init__(self, because: str | None = None) -> None:
         self.log: list[str] = []
         self.here = ""
         self.left: Callable[[], None] = lambda: None
@@ -69,7 +69,8 @@ class World:
         self.away = 0.0
         self.ended = 0
         self.waited = False
-        self.executor = AutoExecutor(Runs("hub", self), Runs("native", self), lambda: self.now, self.waited_natively)
+        hub, native = Runs("hub", self), Runs("native", self)
+        self.executor = AutoExecutor(hub, native, lambda: self.now, self.waited_natively, because)
 
     def run(self, *takes: float, waits: bool = False, raises: Exception | None = None, by: Any = handler) -> list[str]:
         """Run handlers that take so many seconds each, half of them waiting or none, and return where they ran."""
@@ -198,6 +199,13 @@ def test_a_handler_that_raises_is_timed_too(auto: World) -> None:
     with pytest.raises(RuntimeError):
         auto.executor.start(job, auto.end, handler)
     assert auto.run(LONG) == ["native"]
+
+
+def test_where_native_threads_are_not_safe_no_handler_leaves_the_hub(caplog: pytest.LogCaptureFixture) -> None:
+    auto = World(because="gevent is too old")
+    with caplog.at_level(logging.WARNING, "ubatch"):
+        assert set(auto.run(*[AWAY * 2] * 10)) == {"hub"}
+    assert "It stays on the hub because gevent is too old." in caplog.messages[0]
 
 
 def test_closing_ends_greenlets_and_threads(auto: World) -> None:

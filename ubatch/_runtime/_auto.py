@@ -64,8 +64,14 @@ class AutoExecutor:
     """On the hub, or natively where that is better: `Executor`."""
 
     def __init__(
-        self, on_hub: Hub, native: Executor, clock: Callable[[], float], waited_here: Callable[[], bool]
+        self,
+        on_hub: Hub,
+        native: Executor,
+        clock: Callable[[], float],
+        waited_here: Callable[[], bool],
+        because: str | None = None,
     ) -> None:
+        """`because` is why no handler may leave the hub here, if that is so."""
         self._on_hub = on_hub
         self._native = native
         self._clock = clock
@@ -74,7 +80,7 @@ class AutoExecutor:
         self._left = 0  # batches until it may run on the hub again
         self._patience = 0
         self._looked = False  # whether the handler holds what belongs to the hub's thread
-        self._because: str | None = None  # why it stays on the hub for good
+        self._because = because  # why it stays on the hub for good
         self._away: deque[float] = deque(maxlen=REMEMBERED)  # for how long the hub was, for a batch
         self._often_away = 0
 

@@ -33,7 +33,7 @@ from greenlet import getcurrent, greenlet
 from ._auto import NOTE, AutoExecutor
 from ._base import Executor, Runtime, Signal, Waiter, Where
 from ._bound import add_note, is_bound_error
-from ._gevent_locks import end_batch, end_thread, prepare_thread, waited_here
+from ._gevent_locks import end_batch, end_thread, prepare_thread, waited_here, why_not_natively
 from ._native import NativePool, _original
 from ._world import foreign_waiter
 
@@ -85,7 +85,7 @@ class GeventRuntime(Runtime):
         if kind == "greenlet":
             return on_hub
         native = _NativeExecutor(self._hub, NativePool(places, name, end_thread))
-        return native if kind == "native" else AutoExecutor(on_hub, native, self.clock, waited_here)
+        return native if kind == "native" else AutoExecutor(on_hub, native, self.clock, waited_here, why_not_natively())
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         if self._hub.thread_ident != MAIN_THREAD_IDENT and get_hub_if_exists() is self._hub:

@@ -32,6 +32,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+import gevent
 from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Hub, set_hub, spawn_raw
 from gevent.hub import Waiter as _Waiter
@@ -40,6 +41,7 @@ from greenlet import greenlet
 
 from ._native import threading_is_patched
 
+FIXED = (26, 8)  # the version of gevent that tells another thread's hub of a release
 LOOK_AGAIN = 0.05  # seconds; arbitrary: long beside what a lock is held for, short beside what a caller waits
 MOMENT = 0.001  # seconds; arbitrary: for a release that has begun to return
 
@@ -48,7 +50,7 @@ class HandlerHub(Hub):  # type: ignore[misc]
     """The hub of the native thread that makes it, which runs handlers for `home`."""
 
     def __init__(self, home: Any) -> None:
-        super().__init__(loop=_loop_class(self.loop_class)(default=False))
+        super().__init__(loop=_loop_class(self.loop_class)(flags=self.backend, default=False))
         self.loop.home = home
 
     def turn(self) -> None:
@@ -64,6 +66,17 @@ def prepare_thread(home: Any) -> None:
     """Make the calling native thread fit to run handlers for the hub `home`."""
     if get_hub_if_exists() is None and threading_is_patched():
         set_hub(HandlerHub(home))
+
+
+def why_not_natively() -> str | None:
+    """Why a handler that nobody has told to must not run on a native thread; None where it may.
+
+    Before 26.8 a lock that a thread releases for another one's hub calls who waits right there, which fails and may
+    raise in either thread.
+    """
+    if not threading_is_patched() or _version() >= FIXED:
+        return None
+    return "gevent before 26.8 loses wake-ups of patched locks between threads: install a newer one"
 
 
 def end_batch() -> None:
@@ -90,6 +103,11 @@ def waited_here() -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in gevent.__version__.split(".")[:2] if part.isdigit())
 
 
 @cache
