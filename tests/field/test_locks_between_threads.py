@@ -14,8 +14,10 @@ LIMIT = 50  # seconds; only ever waited out by a test that fails
 
 
 @pytest.mark.parametrize("waiter", ["a greenlet", "a thread"])
-def test_on_a_thread_of_handlers_a_release_wakes_who_waits(waiter: str) -> None:
-    assert run(OURS, "a hub", waiter).startswith("goes on")
+@pytest.mark.parametrize("times", ["once", "twice"])
+@pytest.mark.parametrize("holder", ["no hub", "a hub"])
+def test_on_a_thread_of_handlers_a_release_wakes_who_waits(holder: str, times: str, waiter: str) -> None:
+    assert run(OURS, holder, times, waiter) == "goes on"
 
 
 LOGGING = """

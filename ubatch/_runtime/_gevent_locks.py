@@ -12,8 +12,12 @@ callbacks of that hub's loop:
 4. The handler computes, or its batch ends and its thread parks: nobody runs that loop. The lock is free, and who waits
    for it waits for ever.
 
-A second way needs no hub: a release in a thread without one calls whoever waits, cannot switch to a greenlet of another
-thread, puts it back, and tells nobody.
+A second way needs one thread and no hub of its own:
+
+1. The thread takes the lock; a greenlet of home waits. The release puts a wake-up on home's loop.
+2. The thread takes the lock again (a handler that logs twice). Home finds it taken, and leaves the greenlet waiting.
+3. The second release finds that the lock belongs to no hub, so it calls whoever waits right there. It cannot switch to
+   a greenlet of another thread, puts it back, and tells nobody.
 
 So, where locks are patched, each thread that runs handlers has a `HandlerHub`. Guarantees:
 
@@ -56,9 +60,9 @@ class HandlerHub(Hub):  # type: ignore[misc]
     def turn(self) -> None:
         """Run what is on the loop, if anything is. Called on its thread, between batches."""
         if self.loop.asked:
-            self.loop.asked = False
             waiter = _Waiter(self)
             self.loop.run_callback(waiter.switch, None)
+            self.loop.asked = False
             waiter.get()
 
 
@@ -125,14 +129,16 @@ def _loop_class(base: type) -> type:
                 _at_home(self.home, _wake, function.__self__, self.home)
                 return None  # gevent takes it for "no wake-up is pending", and home will make one
             self.greenlets = self.greenlets or isinstance(getattr(function, "__self__", None), greenlet)
+            callback = super().run_callback(function, *args)
             self.asked = True
-            return super().run_callback(function, *args)
+            return callback
 
         def run_callback_threadsafe(self, function: Any, *args: Any) -> Any:
             if function is spawn_raw:  # a thread without a hub wants a lock taken for it
                 return _at_home(self.home, function, *args)
+            callback = super().run_callback_threadsafe(function, *args)
             self.asked = True
-            return super().run_callback_threadsafe(function, *args)
+            return callback
 
         def io(self, *args: Any, **named: Any) -> Any:
             self.waited = True

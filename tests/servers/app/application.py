@@ -158,7 +158,7 @@ def stuck_handler(xs: list[int]) -> list[int]:
     return xs
 
 
-slow = UBatch[int, Labelled](max_size=8, timeout=0.005).set_handler(slow_handler)
+slow = UBatch[int, Labelled](max_size=8, timeout=0.005, executor="native").set_handler(slow_handler)
 stuck = UBatch[int, int](max_size=8, timeout=0, executor="greenlet").set_handler(stuck_handler)
 
 
