@@ -110,7 +110,7 @@ def test_taking_leaves_the_rest_in_order() -> None:
     assert pending.take("a", 2) == [items[0], items[2]]
     assert pending.oldest() is items[3]
     assert pending.take("a", 9) == [items[3], items[4]]
-    assert (pending.count, pending.take_all()) == (0, [])
+    assert (pending.count, pending.all()) == (0, [])
 
 
 def test_a_line_that_was_emptied_past_what_was_removed_is_gone() -> None:
@@ -148,7 +148,7 @@ def test_pending_requests_are_what_a_list_of_them_would_be(steps: list[tuple[str
         if model:
             assert pending.oldest() is model[0]
             assert pending.size(pending.largest()) == max(Counter(item.shape for item in model).values())
-    assert sorted(pending.take_all(), key=model.index) == model
+    assert sorted(pending.all(), key=model.index) == model
 
 
 items = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10)), max_size=12)

@@ -46,7 +46,7 @@ from ._instrument import Instrument, Observers, debug_log
 from ._policy import Close, FixedWait, Pending
 from ._request import FAILED, IN_FLIGHT, PENDING, Batch, Request, Strategy, handler_name, running_batch
 from ._runtime import Runtime, Waiter, current_process
-from ._runtime._native import RLock
+from ._runtime._native import RLock, allocate_lock
 from ._statistics import Tally
 
 NEVER = maxsize  # more requests than will ever be pending
@@ -114,6 +114,7 @@ class Collector:
         self.handler_raised = self._executor.raised
         self._signal = runtime.signal()
         self._later: deque[Act] = deque()  # what this or another thread could not do inside its own section
+        self._catching_up = allocate_lock()
         # The rest is guarded by the lock.
         self._pending = Pending()
         self._in_flight: list[Batch] = []
@@ -151,15 +152,19 @@ class Collector:
             return False
         try:
             with self.lock:
-                if request._state != PENDING:
-                    return False
-                waiters = self._end_pending(request, error, "abandoned")
+                try:
+                    if request._state != PENDING:
+                        return False
+                    waiters = self._end_pending(request, error, "abandoned")
+                except BaseException:
+                    self._mend()
+                    raise
             self.runtime.wake(waiters)
         except BaseException:
             self._recover(request, error)
             raise
         finally:
-            self._catch_up()
+            self.catch_up()
         return True
 
     def expire(self, request: Request[Any]) -> None:
@@ -172,21 +177,21 @@ class Collector:
         try:
             waiters: list[Waiter] = []
             with self.lock:
-                if request._state == PENDING:
-                    waiters = self._end_late([request])
-                elif request._state == IN_FLIGHT:
-                    error = ResultTimeout(
-                        f"the deadline passed while the handler {self.name!r} ran: the request may have had its effect"
-                        + self._stall_note()
-                    )
-                    self._tally.ends["expired"] += 1
-                    waiters += request.end(FAILED, error)
+                try:
+                    if request._state == PENDING:
+                        waiters = self._end_late([request])
+                    elif request._state == IN_FLIGHT:
+                        waiters = list(request.end(FAILED, self._late_result_error()))
+                        self._tally.ends["expired"] += 1
+                except BaseException:
+                    self._mend()
+                    raise
             self.runtime.wake(waiters)
         except BaseException:
             self._recover(request, self._late_error())
             raise
         finally:
-            self._catch_up()
+            self.catch_up()
 
     def drain(self, timeout: float | None) -> tuple[int, int]:
         """The batcher was stopped: answer what was accepted, and end; after `timeout` seconds fail what is left.
@@ -204,15 +209,15 @@ class Collector:
         try:
             with self.lock:
                 left = self._left()
-                ended = not self.lifecycle.stopped or (self._task is None and not self._in_flight)
+                ended = self._is_drained()
                 if not ended:
                     self._drained.append(waiter)
-            self._catch_up()
+            self.catch_up()
             if ended:  # or started again by another thread, just now
                 return left, 0
             self._signal.set()
             if timeout is None:
-                while waiter in self._drained:  # whatever else may switch to this greenlet
+                while not self._is_drained():  # whatever else may switch to this greenlet
                     waiter.get()
                 return left, 0
             if timeout > 0:  # else it may be a hub's callback that asks, and must not wait
@@ -221,7 +226,7 @@ class Collector:
         finally:
             with self.lock:
                 self._drained = [other for other in self._drained if other is not waiter]
-            self._catch_up()
+            self.catch_up()
 
     def forsake(self) -> None:
         """The batcher is gone: end when the last request is answered. A finalizer calls this, so it takes no lock."""
@@ -239,6 +244,7 @@ class Collector:
         with self.lock:
             self._task = None  # its greenlet will not say so
         self._fail_all(f"the thread that collected for the batcher {self.name!r} has ended")
+        self._executor.close()
 
     def reopen(self) -> None:
         """Start the lifecycle again. Raises QueueClosed while a drain goes on."""
@@ -247,7 +253,7 @@ class Collector:
                 raise QueueClosed(f"the batcher {self.name!r} is still stopping: call start() when stop() has returned")
             self.lifecycle.stopped = False
         self._signal.set()  # it may sleep as one does that has only to end
-        self._catch_up()
+        self.catch_up()
 
     def is_current(self) -> bool:
         """Whether this is the process that the collector was made in."""
@@ -258,7 +264,7 @@ class Collector:
         with self.lock:
             batches = self._in_flight
             counts = self._pending.count, sum(len(b.requests) for b in batches), any(b.stalled for b in batches)
-        self._catch_up()
+        self.catch_up()
         return counts
 
     def statistics(self) -> dict[str, Any]:
@@ -272,7 +278,7 @@ class Collector:
                 **self._tally.fields(),
             }
         fields |= self._executor.where()._asdict()
-        self._catch_up()
+        self.catch_up()
         return fields
 
     def batches_ahead_of(self, request: Request[Any]) -> list[Batch]:
@@ -282,7 +288,7 @@ class Collector:
                 batches = list(self._in_flight) if len(self._in_flight) >= self._options.max_in_flight else []
             else:
                 batches = [batch for batch in self._in_flight if request in batch.requests]
-        self._catch_up()
+        self.catch_up()
         return batches
 
     def closed_error(self) -> QueueClosed:
@@ -296,15 +302,19 @@ class Collector:
         ring = False
         try:
             with self.lock:  # nothing can come between its acquire and the section, as it could with a `try`
-                if self.lifecycle.stopped or self._pending.count >= self._max_queue:
-                    refusal = self._refusal()
-                else:
-                    count = self._pending.add(request)
-                    if self._task is None:
-                        start = self._task = Task()
-                    elif count >= self._wanted:
-                        ring = True
-                        self._wanted = NEVER
+                try:
+                    if self.lifecycle.stopped or self._pending.count >= self._max_queue:
+                        refusal = self._refusal()
+                    else:
+                        count = self._pending.add(request)
+                        if self._task is None:
+                            start = self._task = Task()
+                        elif count >= self._wanted:
+                            ring = True
+                            self._wanted = NEVER
+                except BaseException:
+                    self._mend()
+                    raise
             if start is not None:
                 self._start(start)
             elif ring:
@@ -313,7 +323,7 @@ class Collector:
             self._recover(request, RequestCancelled("the call was interrupted before it was accepted"))
             raise
         finally:
-            self._catch_up()
+            self.catch_up()
         if refusal is not None:
             raise refusal
 
@@ -341,14 +351,14 @@ class Collector:
                 "it: submit() there, and ask for the result elsewhere"
             )
 
-    def _catch_up(self) -> None:
-        """At the end of a section: do what could not be done inside it."""
-        while self._later and not self.lock._is_owned():
+    def catch_up(self) -> None:
+        """At the end of a section: do what could not be done inside it, in its order, so by one thread at a time."""
+        while self._later and not self.lock._is_owned() and self._catching_up.acquire(False):
             try:
-                act = self._later.popleft()
-            except IndexError:  # another thread was faster
-                return
-            act()
+                while self._later:
+                    self._later.popleft()()
+            finally:
+                self._catching_up.release()
 
     def _recover(self, request: Request[Any] | None, error: UBatchError) -> None:
         """An exception from outside hit this thread, at whatever line: put right what it may have left half done.
@@ -367,7 +377,7 @@ class Collector:
             if request is not None and request._state == PENDING:
                 request.end(FAILED, error)
                 self._tally.ends["abandoned"] += 1
-            self._pending.rebuild(lambda other: other._state == PENDING)
+            self._mend()
             if self._task is not None and not self._task.begun:
                 self._task = None
             if self._task is None and self._pending.count:
@@ -395,7 +405,11 @@ class Collector:
                 act = act() or self._next(task)
         finally:
             if task.is_run_by(me):
-                self._end_collecting(task)
+                try:
+                    self._end_collecting(task)
+                except BaseException:  # from outside: what it did before, it does not do again
+                    self._end_collecting(task)
+                    raise
 
     def _next(self, task: Task) -> Act | None:
         """Decide what to do now; None is to end. What is returned may itself return what to do next."""
@@ -406,11 +420,15 @@ class Collector:
             return partial(self._sleep, inf)
         act: Act | None = None
         with self.lock:
-            if self._task is task:
-                now = self.clock()
-                self._wanted, self._place_wanted = NEVER, False
-                act = self._renew() or self._show_ended() or self._begin_stall(now) or self._close_or_sleep(now)
-        self._catch_up()
+            try:
+                if self._task is task:
+                    now = self.clock()
+                    self._wanted, self._place_wanted = NEVER, False
+                    act = self._renew() or self._show_ended() or self._begin_stall(now) or self._close_or_sleep(now)
+            except BaseException:
+                self._mend()
+                raise
+        self.catch_up()
         return act
 
     def _sleep(self, until: float) -> None:
@@ -436,7 +454,7 @@ class Collector:
         return then
 
     def _finish(self, batch: Batch) -> None:
-        """Called once the handler has ended, by the executor."""
+        """Called once the handler has ended, by the executor; again, if something interrupts it."""
         if not self.is_current():  # a fork copied the handler's greenlet; the answers are the parent's to give
             return
         if self.lock._is_owned():
@@ -444,11 +462,8 @@ class Collector:
             return
         try:
             self._finish_now(batch)
-        except BaseException:  # from outside; what it did before, it does not do again
-            self._finish_now(batch)
-            raise
         finally:
-            self._catch_up()
+            self.catch_up()
 
     def _finish_now(self, batch: Batch) -> None:
         with self.lock:
@@ -465,7 +480,8 @@ class Collector:
                 self._wanted = 1  # the collector sleeps on, now for want of requests
             self._place_wanted = False
             waiters += self._drain_ended()
-            if self.observers.batch_ended:
+            if self.observers.batch_ended and not batch.shown:
+                batch.shown = True
                 self._ended.append(batch)
                 ring = ring or self._task is not None
             unseen = [] if self._task is not None else self._take_ended()
@@ -476,15 +492,14 @@ class Collector:
             self._show_apart(unseen)
 
     def _end_collecting(self, task: Task) -> None:
-        """The collector's task has been killed, or never came up. The next call starts another."""
+        """The collector's task ends: as it should, or killed, or it never came up. The next call starts another."""
         if not self.is_current():
             return
         with self.lock:
-            if self._task is not task:  # it has ended as it should, or another has taken its place
+            if self._task is not None and self._task is not task:  # another has taken its place
                 return
             self._task = None
             self._wanted, self._place_wanted = NEVER, False
-            self._pending.rebuild(lambda request: request._state == PENDING)
             waiters = self._fail_pending(self._killed_error())
             for batch in [batch for batch in self._in_flight if batch.begin()]:  # killed on the way to the handler
                 batch.error = self._killed_error()
@@ -494,11 +509,8 @@ class Collector:
                 self._tally.ends["closed"] += settled.failed
             waiters += self._drain_ended()
             unseen = self._take_ended()
-        self._catch_up()
-        self._end_task(waiters, unseen, self.lifecycle.stopped)
-
-    def _end_task(self, waiters: list[Waiter], unseen: list[Batch], close: bool) -> None:
-        if close:
+        self.catch_up()
+        if self.lifecycle.stopped:
             self._executor.close()
         self.runtime.wake(waiters)
         if unseen:
@@ -506,22 +518,32 @@ class Collector:
 
     def _fail_all(self, because: str) -> int:
         """End every request, wherever it is, and return how many; a handler may still run, for nobody."""
+        doomed: list[Request[Any]] = []
+        try:
+            return self._fail_all_now(because, doomed)
+        except BaseException:  # from outside: what it did before, it does not do again
+            self._fail_all_now(because, doomed)
+            raise
+
+    def _fail_all_now(self, because: str, doomed: list[Request[Any]]) -> int:
         with self.lock:
             failed = self._left()
-            waiters = self._fail_pending(QueueClosed(f"{because} before a batch took the request: try again elsewhere"))
+            doomed += self._pending.all()
+            doomed += (request for batch in self._in_flight for request in batch.requests)
+            self._fail_pending(QueueClosed(f"{because} before a batch took the request: try again elsewhere"))
             for batch in self._in_flight:
                 batch.error = ResultLost(f"{because} while the handler ran: the request may have had its effect")
                 settled = batch.settle()
-                waiters += settled.waiters
                 self._tally.ends["closed"] += settled.failed
                 self._tally.ends["answered"] += settled.answered
                 self._overtaken = True
             self._in_flight.clear()
+            waiters = [waiter for request in doomed for waiter in request._waiters]
             waiters += self._drain_ended()
         self.runtime.wake(waiters)
         with suppress(Exception):  # home may have gone
             self._signal.set()
-        self._catch_up()
+        self.catch_up()
         return failed
 
     def _show(self, batches: list[Batch]) -> None:
@@ -546,6 +568,10 @@ class Collector:
 
     # Under the lock.
 
+    def _mend(self) -> None:
+        """After an exception from outside in a section, before another thread can see what it left half done."""
+        self._pending.rebuild(lambda request: request._state == PENDING)
+
     def _renew(self) -> Act | None:
         """A handler that was given up may never come back: let the executor make new places for those to come."""
         overtaken, self._overtaken = self._overtaken, False
@@ -555,9 +581,8 @@ class Collector:
         stopped = self.lifecycle.stopped
         ended = stopped and not self._pending.count
         if ended and not self._in_flight:
-            # Said in the same section in which it is decided: the next call, or start(), finds no task, and makes one.
-            self._task = None
-            return partial(self._end_task, self._drain_ended(), self._take_ended(), close=True)
+            self._task = None  # in the section that decides it: the next call, after a start(), makes another
+            return None
         if ended or len(self._in_flight) >= self._options.max_in_flight:
             self._place_wanted = True
             return self._sleep_until(inf)
@@ -654,6 +679,12 @@ class Collector:
             + self._stall_note()
         )
 
+    def _late_result_error(self) -> ResultTimeout:
+        return ResultTimeout(
+            f"the deadline passed while the handler {self.name!r} ran: the request may have had its effect"
+            + self._stall_note()
+        )
+
     def _end_pending(self, request: Request[Any], error: UBatchError, how: str) -> tuple[Waiter, ...]:
         waiters = request.end(FAILED, error)  # first: `_recover` puts the rest right
         self._pending.remove(request)
@@ -662,9 +693,11 @@ class Collector:
         return waiters
 
     def _fail_pending(self, error: UBatchError) -> list[Waiter]:
-        requests = self._pending.take_all()
+        requests = self._pending.all()
         self._tally.ends["closed"] += len(requests)
-        return [waiter for request in requests for waiter in request.end(FAILED, error)]
+        waiters = [waiter for request in requests for waiter in request.end(FAILED, error)]
+        self._pending = Pending()
+        return waiters
 
     def _left(self) -> int:
         """How many requests have not ended."""
@@ -672,10 +705,11 @@ class Collector:
 
     def _drain_ended(self) -> list[Waiter]:
         """Whom to tell that the drain is over, if it is."""
-        if self._task is not None or self._in_flight or not self.lifecycle.stopped:
-            return []
-        waiters, self._drained = self._drained, []
-        return waiters
+        return list(self._drained) if self._is_drained() else []
+
+    def _is_drained(self) -> bool:
+        """Whether a drain is over, or was called off by `reopen`."""
+        return not self.lifecycle.stopped or (self._task is None and not self._in_flight)
 
 
 def _lose(reference: ref[Collector]) -> None:

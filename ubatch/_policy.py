@@ -79,12 +79,9 @@ class Pending:
         self.drop(shape, len(taken))
         return taken
 
-    def take_all(self) -> list[Any]:
-        """Take everything, in the order of shapes."""
-        taken = [request for line in self._lines.values() for request in line]
-        self._lines.clear()
-        self.count = 0
-        return taken
+    def all(self) -> list[Any]:
+        """Every one, in the order of shapes."""
+        return [request for line in self._lines.values() for request in line]
 
     def rebuild(self, is_pending: Callable[[Any], bool]) -> None:
         """After an exception in the middle of a change: keep those that are pending, whatever was noted of them."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Out = TypeVar("Out")
 
 PENDING, IN_FLIGHT, ANSWERED, FAILED = range(4)
+NO_TIME = 1e-9  # seconds; less than a clock tells, and more than the error of a difference of floats
 
 
 class Noted:
@@ -147,7 +148,7 @@ class Request(Noted, Generic[Out]):
         """Wait for the end, however long, and return the output or raise. For the one caller who made the request."""
         try:
             if self.deadline_at != inf or _running.get() is not None:
-                _park(self, waiter)
+                self._wait(waiter)
             while self._state < ANSWERED:  # whatever else may switch to this greenlet
                 waiter.get()
         except BaseException:  # the caller gives up: killed, timed out, interrupted
@@ -166,24 +167,53 @@ class Request(Noted, Generic[Out]):
     def _await(self, timeout: float | None) -> None:
         if self._state >= ANSWERED:
             return
-        if not self.collector.is_current():
+        collector = self.collector
+        if not collector.is_current():
             raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
-        self.collector.refuse_to_wait()
-        waiter = self.collector.runtime.waiter()
-        with self.collector.lock:
-            if self._state >= ANSWERED:
-                return
-            self._waiters += (waiter,)
-        if timeout is None or timeout >= self.deadline_at - self.collector.clock():
-            _park(self, waiter)
+        collector.refuse_to_wait()
+        until = inf if timeout is None else collector.clock() + timeout
+        waiter = collector.runtime.waiter()
+        if not self._add_waiter(waiter):
             return
-        waiter.wait(timeout)
-        with self.collector.lock:
-            if self._state >= ANSWERED:
+        try:
+            if until >= self.deadline_at:
+                self._wait(waiter)
                 return
+            while self._state < ANSWERED:
+                left = until - collector.clock()
+                if left <= NO_TIME:
+                    where = "waiting for a batch" if self._state == PENDING else "at the handler"
+                    raise DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
+                waiter.wait(left)
+        finally:
+            if self._state < ANSWERED:
+                self._remove_waiter(waiter)
+
+    def _add_waiter(self, waiter: Waiter) -> bool:
+        """Whether there is anything left to wait for."""
+        with self.collector.lock:
+            if self._state < ANSWERED:
+                self._waiters += (waiter,)
+            added = self._state < ANSWERED
+        self.collector.catch_up()
+        return added
+
+    def _remove_waiter(self, waiter: Waiter) -> None:
+        with self.collector.lock:
             self._waiters = tuple(other for other in self._waiters if other is not waiter)
-        where = "waiting for a batch" if self._state == PENDING else "at the handler"
-        raise DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
+        self.collector.catch_up()
+
+    def _wait(self, waiter: Waiter) -> None:
+        """Park the caller until the request ends; at its deadline, end it."""
+        collector = self.collector
+        if self.deadline_at != inf:
+            while self._state < ANSWERED and (left := self.deadline_at - collector.clock()) > NO_TIME:
+                waiter.wait(left)
+            collector.expire(self)
+        elif (batch := _running.get()) is not None:
+            batch.wait_for(self, waiter)
+        while self._state < ANSWERED:  # whatever else may switch to this greenlet
+            waiter.get()
 
     def _outcome_for_caller(self) -> Out:
         for observe in self.collector.observers.call_ended:
@@ -220,6 +250,7 @@ class Batch(Noted):
         "error",
         "reason",
         "requests",
+        "shown",
         "stack",
         "stalled",
         "timing",
@@ -229,6 +260,7 @@ class Batch(Noted):
         self.timing = Timing(started_at)
         self.requests = requests
         self.reason = reason
+        self.shown = False  # to who observes its end, or about to be
         self.stalled = False
         self.stack: Callable[[], StackSummary] | None = None
         self.error: Exception | None = None
@@ -280,15 +312,14 @@ class Batch(Noted):
         waiters: list[Waiter] = []
         answered = failed = 0
         for request, output in zip(self.requests, self._outputs or repeat(self.error), strict=False):
-            if request._state != IN_FLIGHT:  # its caller has given up
-                continue
-            request._outcome = output  # before the state, which is read without the lock
-            if isinstance(output, Exception):
-                failed += 1
-                request._state = FAILED
-            else:
-                answered += 1
-                request._state = ANSWERED
+            if request._state == IN_FLIGHT:  # else its caller has given up, or this was interrupted and is done again
+                request._outcome = output  # before the state, which is read without the lock
+                if isinstance(output, Exception):
+                    failed += 1
+                    request._state = FAILED
+                else:
+                    answered += 1
+                    request._state = ANSWERED
             waiters += request._waiters
         return Settled(waiters, answered, failed)
 
@@ -301,7 +332,8 @@ class Batch(Noted):
                     f"the handler {_name(self.handler)} waits for its own batcher, which has no place left to answer: "
                     "call the function directly, or give the batcher a higher max_in_flight"
                 )
-            waiter.get()
+            while request._state < ANSWERED:  # whatever else may switch to this greenlet
+                waiter.get()
         finally:
             self._waits_for = None
 
@@ -377,19 +409,6 @@ def _handle(requests: list[Request[Any]]) -> list[Any]:
         named = {name: [request.kwargs[name] for request in requests] for name in first.kwargs}
         outputs = first.handler(*columns, **named)
     return _checked(outputs, len(requests), first.handler)
-
-
-def _park(request: Request[Any], waiter: Waiter) -> None:
-    """Park the caller until the request ends; at its deadline, end it."""
-    collector = request.collector
-    if request.deadline_at != inf:
-        waiter.wait(max(0.0, request.deadline_at - collector.clock()))
-        collector.expire(request)
-    elif (batch := _running.get()) is None:
-        while request._state < ANSWERED:  # whatever else may switch to this greenlet
-            waiter.get()
-    else:
-        batch.wait_for(request, waiter)
 
 
 def _checked(outputs: Any, size: int, handler: Callable[..., Any]) -> list[Any]:

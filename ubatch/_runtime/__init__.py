@@ -29,6 +29,12 @@ def choose(option: str | Runtime) -> Runtime:
     """The runtime for a batcher that gets its first call here and now."""
     if isinstance(option, Runtime):
         return option
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        raise RuntimeError(
+            "a process that batches must not be patched by eventlet, where a thread that waits for another stops both: "
+            "run the server with `gunicorn -k gevent` or `-k gthread`"
+        )
     if option == "gevent" or (option == "auto" and may_be_home()):
         home: Runtime = green_half().GeventRuntime()
         return home

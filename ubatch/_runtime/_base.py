@@ -47,7 +47,10 @@ class Executor(Protocol):
     """Runs handlers, away from the collector."""
 
     def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
-        """Begin `job`, which calls `handler`, and return; call `done` once it has ended. Called at home."""
+        """Begin `job`, which calls `handler`, and return; call `done` once it has ended. Called at home.
+
+        Where an exception from outside comes out of `done`, it is called again: it does not mind.
+        """
 
     def raised(self, error: Exception) -> None:
         """The handler has raised this, right here: in its greenlet or thread."""

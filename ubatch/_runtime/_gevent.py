@@ -15,32 +15,41 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
+from operator import methodcaller
 from time import monotonic
 from typing import Any
 from weakref import ref
 
 from gevent import Greenlet, get_hub
 from gevent._hub_local import get_hub_if_exists
-from gevent.event import AsyncResult
-from gevent.hub import MAIN_THREAD_IDENT
 from gevent.hub import Waiter as _Waiter
 from greenlet import getcurrent, greenlet
 
 from ._auto import NOTE, AutoExecutor
 from ._base import Executor, Runtime, Signal, Waiter, Where
 from ._bound import add_note, is_bound_error
-from ._gevent_locks import end_batch, end_thread, prepare_thread, waited_here, why_not_natively
-from ._native import NativePool, _original
-from ._world import foreign_waiter
+from ._gevent_locks import end_batch, prepare_thread, waited_here, why_not_natively
+from ._native import NativePool, RLock, _original
+from ._world import foreign_waiter, main_thread
 
+WOKEN, OVER = object(), object()  # what a greenlet is switched to for: it was woken, or its time is over
 CHUNK = 8  # callers that one callback of the loop wakes; after some callbacks it looks at its sockets
 
-ONLY_HERE = 2  # references, one of them the argument of the function that counts
 _references: Callable[[object], float] = getattr(sys, "getrefcount", lambda _: inf)  # not every interpreter counts
+
+
+def _count_one() -> float:
+    """What `_references` tells, as it is called below, of what nothing else refers to. From Python 3.14 on it is less."""
+    alone = object()
+    return _references(alone)
+
+
+ONLY_HERE = _count_one()
 
 
 class GeventRuntime(Runtime):
@@ -78,45 +87,62 @@ class GeventRuntime(Runtime):
             loop = self._hub.loop
             run = loop.run_callback if get_hub_if_exists() is self._hub else loop.run_callback_threadsafe
             for first in range(0, len(at_home), CHUNK):
-                run(_switch_all, at_home[first : first + CHUNK])
+                run(_consume, map(_wake_up, at_home[first : first + CHUNK]))
 
     def executor(self, kind: str, places: int, name: str) -> Executor:
         on_hub = _GreenletExecutor(self._hub, name)
         if kind == "greenlet":
             return on_hub
-        native = _NativeExecutor(self._hub, NativePool(places, name, end_thread))
+        native = _NativeExecutor(self._hub, NativePool(places, name))
         return native if kind == "native" else AutoExecutor(on_hub, native, self.clock, waited_here, why_not_natively())
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        if self._hub.thread_ident != MAIN_THREAD_IDENT and get_hub_if_exists() is self._hub:
+        if self._hub.thread_ident != main_thread() and get_hub_if_exists() is self._hub:
             _at_thread_exit.hold(callback)
 
 
 class HomeWaiter(_Waiter):  # type: ignore[misc]
-    """Parks a greenlet of home (`Waiter`). Its `get` and `switch` are gevent's."""
+    """Parks a greenlet of home (`Waiter`). Its `get` and `switch` are gevent's: whatever else switches to the greenlet
+    ends `get` as well.
+    """
 
     __slots__ = ()
 
     def wait(self, timeout: float) -> object:
-        with self.hub.loop.timer(timeout) as timer:
-            timer.start(self.switch, None, update=True)  # the loop's own idea of now may be old
-            return self.get()
+        return _get(self, timeout)
+
+
+def _get(waiter: _Waiter, timeout: float | None) -> object:
+    """Wait until the waiter is woken, or for `timeout` seconds, and return which: WOKEN or OVER.
+
+    Not anything else: some event may have kept this greenlet's `switch` from an earlier wait, and call it now.
+    """
+    if timeout is None:
+        while (token := waiter.get()) is not WOKEN:
+            pass
+        return token
+    with waiter.hub.loop.timer(timeout) as timer:
+        timer.start(waiter.switch, OVER, update=True)  # the loop's own idea of now may be old
+        while (token := waiter.get()) is not WOKEN and token is not OVER:
+            pass
+        return token
 
 
 class HubWaiter:
     """Parks a greenlet of the hub that makes it, to be set from another thread (`Waiter`).
 
-    The watcher both wakes the loop and keeps it alive, and is started only while somebody waits: a call that is refused
-    leaves nothing on the loop. A `send` before `start` would be lost, so `set` leaves a note before it sends, and the
-    wait starts the watcher before it looks for the note.
+    The watcher both wakes the loop and keeps it alive, and there is one only while somebody waits: a call that is
+    refused leaves nothing on the loop. The wait makes it before it looks for the note that `set` leaves; `set` leaves
+    the note before it looks for the watcher. To a watcher that is closed nothing may be sent (libuv's crashes), hence
+    the lock.
     """
 
-    __slots__ = ("_result", "_set", "_watcher")
+    __slots__ = ("_lock", "_set", "_watcher")
 
     def __init__(self) -> None:
-        self._result = AsyncResult()
+        self._lock = RLock()
         self._set = False
-        self._watcher = get_hub().loop.async_()
+        self._watcher: Any = None
 
     def get(self) -> object:
         return self._wait(None)
@@ -125,16 +151,23 @@ class HubWaiter:
         return self._wait(timeout)
 
     def set(self) -> None:
-        self._set = True
-        with suppress(ValueError):  # "operation on destroyed loop": its thread has ended
-            self._watcher.send()
+        with self._lock:
+            self._set = True
+            if self._watcher is not None:
+                with suppress(ValueError):  # "operation on destroyed loop": its thread has ended
+                    self._watcher.send()
 
     def _wait(self, timeout: float | None) -> object:
-        self._watcher.start(self._result.set)
-        try:
-            return None if self._set else self._result.wait(timeout)
-        finally:
-            self._watcher.stop()
+        parked = _Waiter(get_hub())
+        with parked.hub.loop.async_() as watcher:
+            watcher.start(parked.switch, WOKEN)
+            self._watcher = watcher
+            try:
+                return None if self._set else _get(parked, timeout)
+            finally:
+                with self._lock:
+                    self._watcher = None
+                watcher.stop()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,65 +179,59 @@ def _spawn(target: Callable[[], None], name: str) -> None:
     greenlet.switch()  # not `start`: killed before it runs, it would not so much as say that it has ended
 
 
-def _switch_all(waiters: list[HomeWaiter]) -> None:
-    for waiter in waiters:
-        waiter.switch(None)
+# Callbacks of the loop without a line of Python. A signal handler that raises could hit such a line: the hub reports
+# that, and goes on, and whoever should have been woken there waits for ever.
+_wake_up = methodcaller("switch", WOKEN)
+_consume: Callable[..., Any] = partial(deque, maxlen=0)
 
 
 class _Signal:
-    """Parks its task itself: through a queue each wake-up would cost a second callback of the loop."""
+    """Parks its task itself: through a queue each wake-up would cost a second callback of the loop.
+
+    The task says where it parks before it looks whether the signal is set; who sets it looks there after that. So one
+    of the two sees the other.
+    """
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
         self._is_set = False
         self._parked: _Waiter | None = None
-        self._idle: Any = None
 
     def set(self) -> None:
-        loop = self._hub.loop
-        run = loop.run_callback if get_hub_if_exists() is self._hub else loop.run_callback_threadsafe
-        run(self._ring)
+        self._is_set = True
+        parked = self._parked
+        if parked is not None:
+            loop = self._hub.loop
+            run = loop.run_callback if get_hub_if_exists() is self._hub else loop.run_callback_threadsafe
+            run(parked.switch, WOKEN)
 
     def wait(self, timeout: float | None) -> None:
-        self._park(timeout)
+        self._parked = parked = _Waiter(self._hub)
+        try:
+            if not self._is_set:
+                _get(parked, timeout)
+        finally:
+            self._parked, self._is_set = None, False
 
     def wait_idle(self, timeout: float) -> bool:
         # The loop calls an idle watcher when there is nothing else to call: every callback has run, and what had
         # arrived at a socket has been read.
-        idle = self._idle = self._idle or self._hub.loop.idle()
-        idle.start(self._wake, idle)
+        self._parked = parked = _Waiter(self._hub)
+        idle_now = False
+
+        def idle_is_here() -> None:
+            nonlocal idle_now
+            idle_now = True
+            parked.switch(WOKEN)
+
         try:
-            return self._park(timeout) is idle
+            with self._hub.loop.idle() as idle:
+                idle.start(idle_is_here)
+                if not self._is_set:
+                    _get(parked, timeout)
+                return idle_now
         finally:
-            idle.stop()
-
-    # In the hub.
-
-    def _ring(self) -> None:
-        self._is_set = True
-        self._wake(None)
-
-    def _wake(self, token: object) -> None:
-        if self._parked is not None:
-            self._parked.switch(token)
-
-    # In the task.
-
-    def _park(self, timeout: float | None) -> object:
-        """Return what wakes it; None after `timeout` seconds, and at once where it was set before."""
-        if timeout is None:
-            return self._parked_until_woken()
-        with self._hub.loop.timer(timeout) as timer:
-            timer.start(self._wake, None, update=True)  # the loop's own idea of now may be old
-            return self._parked_until_woken()
-
-    def _parked_until_woken(self) -> object:
-        self._parked = None if self._is_set else _Waiter(self._hub)
-        try:
-            return None if self._parked is None else self._parked.get()
-        finally:
-            self._parked = None
-            self._is_set = False
+            self._parked, self._is_set = None, False
 
 
 class _GreenletExecutor:
@@ -221,11 +248,11 @@ class _GreenletExecutor:
         self._idle: list[_Worker] = []  # as many as batches were ever in flight at once
 
     def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
-        self._hub.loop.run_callback(self._run, job, done, None)
+        self._hub.loop.run_callback(self._run, [(job, done)], None)
 
     def start_watched(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None]) -> None:
         """As `start`; `left` is called in the hub when `job` lets go of it for the first time and has not ended."""
-        self._hub.loop.run_callback(self._run, job, done, left)
+        self._hub.loop.run_callback(self._run, [(job, done)], left)
 
     def raised(self, error: Exception) -> None:
         pass
@@ -247,17 +274,24 @@ class _GreenletExecutor:
     def close(self) -> None:
         self._idle.clear()
 
-    def _run(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None] | None) -> None:
-        worker = self._idle.pop() if self._idle else None
-        if not worker or _references(worker) > ONLY_HERE:  # false where it has ended
-            worker = _Worker(_serve, self._hub)
-            worker.name = self._name
-            _switch(worker)
-        worker.longest, worker.came_at = 0.0, monotonic()
-        _switch(worker, self._idle, job, done)  # at once: killed before, it would not so much as say so
-        if left is not None and not (self._idle and self._idle[-1] is worker):
-            worker.longest = monotonic() - worker.came_at
-            left()
+    def _run(self, load: list[Load], left: Callable[[], None] | None) -> None:
+        try:
+            worker = self._idle.pop() if self._idle else None
+            if not worker or _references(worker) > ONLY_HERE:  # false where it has ended
+                worker = _Worker(_serve, self._hub)
+                worker.name = self._name
+                _switch(worker)
+            worker.longest, worker.came_at = 0.0, monotonic()
+            _switch(worker, self._idle, load)  # at once: killed before, it would not so much as say so
+            if left is not None and not (self._idle and self._idle[-1] is worker):
+                worker.longest = monotonic() - worker.came_at
+                left()
+        finally:
+            if load:  # an exception from outside hit this, or the worker, before it took the job
+                self._hub.loop.run_callback(self._run, load, left)
+
+
+Load = tuple[Callable[[], None], Callable[[], None]]  # a job, and what to do when it is done
 
 
 class _Worker(greenlet):  # type: ignore[misc]
@@ -282,16 +316,22 @@ def _serve() -> None:
     # It has no arguments, because a greenlet keeps those that it began with.
     while True:
         try:
-            idle, job, done = getcurrent().parent.switch()
+            idle, load = getcurrent().parent.switch()
+            job, done = load[0]
         except BaseException:  # what the handler left behind, or nobody needs this greenlet any more
             return
         try:
+            load.clear()
             job()
         finally:
-            done()
+            try:
+                done()
+            except BaseException:
+                done()
+                raise
         idle.append(getcurrent())
         # No name here may refer to a batch, with its callers' arguments, nor to this greenlet: it would live for ever.
-        del idle, job, done
+        del idle, load, job, done
 
 
 class _NativeExecutor:
@@ -300,15 +340,14 @@ class _NativeExecutor:
     def __init__(self, hub: Any, pool: NativePool) -> None:
         self._hub = hub
         self._pool = pool
-        self._watchers: list[Any] = []  # idle ones; as many are made as batches were ever in flight at once
 
     def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
-        watcher = self._watchers.pop() if self._watchers else self._hub.loop.async_()
+        watcher = self._hub.loop.async_()
         watcher.start(self._ended, watcher, done)
         try:
             self._pool.submit(partial(_run_natively, job, done, watcher, self._hub))
-        except BaseException:
-            watcher.stop()
+        except Exception:  # after one from outside the job may run all the same
+            watcher.close()
             raise
 
     def raised(self, error: Exception) -> None:
@@ -322,9 +361,13 @@ class _NativeExecutor:
         self._pool.close()
 
     def _ended(self, watcher: Any, done: Callable[[], None]) -> None:
-        watcher.stop()
-        self._watchers.append(watcher)
-        done()
+        try:
+            watcher.stop()
+            watcher.close()  # one that is only dropped crashes the process on libuv
+            done()
+        except BaseException:  # from outside, in the hub, which goes on as if it were done: so it is done again
+            self._hub.loop.run_callback(self._ended, watcher, done)
+            raise
 
 
 def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any, home: Any) -> None:
@@ -346,17 +389,18 @@ class _ThreadExit:
 
     def __init__(self) -> None:
         self._local = _original("_thread", "_local")()
-        self._refs: set[Any] = set()
+        self._refs: dict[int, Any] = {}  # by id: references to one thing are equal as long as it lives
 
     def hold(self, callback: Callable[[], None]) -> None:
         def ended(reference: Any) -> None:
-            self._refs.discard(reference)
+            self._refs.pop(id(reference), None)
             callback()
 
         held = getattr(self._local, "held", None)
         if held is None:
             held = self._local.held = _Held()
-        self._refs.add(ref(held, ended))
+        reference = ref(held, ended)
+        self._refs[id(reference)] = reference
 
 
 class _Held:

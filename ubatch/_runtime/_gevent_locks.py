@@ -90,13 +90,6 @@ def end_batch() -> None:
         hub.turn()
 
 
-def end_thread() -> None:
-    """The calling native thread will end: close what its hub has open. gevent leaves it open."""
-    hub = get_hub_if_exists()
-    if hub is not None:
-        hub.destroy(destroy_loop=True)
-
-
 def waited_here() -> bool:
     """Whether handlers have waited cooperatively on the calling native thread since this was asked last."""
     hub = get_hub_if_exists()

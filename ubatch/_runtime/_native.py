@@ -75,11 +75,9 @@ class NativePool:
     that it had taken and not begun.
     """
 
-    def __init__(self, size: int, name: str, at_end: Callable[[], None] | None = None) -> None:
-        """`at_end` is called on each thread as its last act; it must not raise."""
+    def __init__(self, size: int, name: str) -> None:
         self._size = size
         self._name = name
-        self._at_end = at_end
         self._lock = allocate_lock()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._waiting: dict[Callable[[], None], bool] = {}  # submitted and not begun
@@ -132,8 +130,7 @@ class NativePool:
         try:
             self._serve(jobs, hands)
         finally:
-            if self._at_end is not None:
-                self._at_end()
+            _destroy_hub()
 
     def _serve(self, jobs: SimpleQueue[Callable[[], None] | None], hands: list[Callable[[], None]]) -> None:
         while True:
@@ -160,3 +157,11 @@ class NativePool:
             with self._lock:
                 if jobs is self._jobs:
                     self._idle += 1
+
+
+def _destroy_hub() -> None:
+    """A thread that waits in gevent's way gets a hub of its own, with two open files, which it leaves behind."""
+    gevent = sys.modules.get("gevent._hub_local")
+    hub = None if gevent is None else gevent.get_hub_if_exists()
+    if hub is not None:
+        hub.destroy(destroy_loop=True)

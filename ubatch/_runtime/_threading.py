@@ -83,7 +83,11 @@ class _ThreadExecutor:
                 with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself reaches the main thread alone
                     job()
             finally:
-                done()
+                try:
+                    done()
+                except BaseException:
+                    done()
+                    raise
 
         self._pool.submit(run)
 

@@ -7,7 +7,9 @@ patched process. Whether `gevent` is in `sys.modules`, or `threading` is patched
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from traceback import StackSummary, extract_stack
@@ -15,19 +17,19 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from ._base import Waiter
-from ._native import LockWaiter, allocate_lock, get_ident, threading_is_patched
+from ._native import LockWaiter, RLock, get_ident, threading_is_patched
 
-_importing = allocate_lock()
+_importing = RLock()
 
 
 def is_green() -> bool:
     """Whether the caller may park as a greenlet."""
     if "gevent" not in sys.modules:
         return False
-    get_hub_if_exists, getcurrent, main_thread = _gevent()
+    get_hub_if_exists, getcurrent = _gevent()
     if get_hub_if_exists() is not None and getcurrent().parent is not None:
         return True
-    return bool(get_ident() == main_thread) and threading_is_patched()
+    return is_main_thread() and threading_is_patched()
 
 
 def stack_of_caller() -> Callable[[], StackSummary]:
@@ -47,9 +49,16 @@ def may_be_home() -> bool:
     Another thread's may end at any time, a pool's thread with the call itself, and the collector with it. Its callers
     are served from elsewhere.
     """
-    if not is_green():
-        return False
-    return bool(get_ident() == _gevent()[2])
+    return is_green() and is_main_thread()
+
+
+def main_thread() -> int:
+    """The main thread's native ident. gevent takes the thread that first imports it for the main one."""
+    return _main_thread
+
+
+def is_main_thread() -> bool:
+    return bool(get_ident() == _main_thread)
 
 
 def foreign_waiter() -> Waiter:
@@ -78,12 +87,32 @@ def green_half() -> ModuleType:
 
 
 @cache  # each call asks, and an import statement takes a microsecond even where there is nothing left to import
-def _gevent() -> tuple[Callable[[], Any], Callable[[], Any], int]:
+def _gevent() -> tuple[Callable[[], Any], Callable[[], Any]]:
     from gevent._hub_local import get_hub_if_exists
-    from gevent.hub import MAIN_THREAD_IDENT
     from greenlet import getcurrent
 
-    return get_hub_if_exists, getcurrent, MAIN_THREAD_IDENT
+    return get_hub_if_exists, getcurrent
+
+
+def _find_main_thread() -> int:
+    """At import. Once `threading` is patched it tells the idents of greenlets; and who patches, does it in main."""
+    if threading_is_patched():
+        from gevent.hub import MAIN_THREAD_IDENT
+
+        return int(MAIN_THREAD_IDENT)
+    return threading.main_thread().ident or 0
+
+
+_main_thread = _find_main_thread()
+
+
+def _main_after_fork() -> None:
+    """In a child: the thread that forked is the only one, and main from now on."""
+    global _main_thread
+    _main_thread = get_ident()
+
+
+os.register_at_fork(after_in_child=_main_after_fork)
 
 
 def _stack_of(frame: FrameType | None) -> StackSummary:

@@ -1,0 +1,254 @@
+"""An exception from outside, a signal handler, a finalizer: at whatever line of the batcher it comes, the next call is
+answered.
+
+Each test runs one operation over and over, and comes in at its first line, then at its second, until there are no more.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+import ubatch
+from ubatch import BatcherClosed, DeadlineExceeded, NotProcessed, ReentrantCall, UBatch, UBatchError, deadline
+
+PACKAGE = ubatch.__path__[0]
+LIMIT = 5.0
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises, or another thread sets."""
+
+
+def places_to_strike(code: CodeType) -> set[int]:
+    """The offsets at which the interpreter looks for signals: after a call, at a function's start, where a loop turns.
+
+    Elsewhere nothing from outside can come in. So `with lock:` is safe where `lock.acquire()` before a `try` is not.
+    """
+    offsets = set()
+    before = ""
+    for instruction in dis.get_instructions(code):
+        if before.startswith(("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")):
+            offsets.add(instruction.offset)
+        if instruction.opname not in ("CACHE", "EXTENDED_ARG"):
+            before = instruction.opname
+    return offsets
+
+
+BY_THE_LOOP = {
+    "_ended",
+    "_run",
+    "_spawn",
+    "idle_is_here",
+}  # gevent looks for signals itself, right before it calls these
+
+
+class Visitor:
+    """Traces the package's code in this thread and calls `act` once, at the n-th place to strike."""
+
+    def __init__(self, n: int, act: Callable[[], None]) -> None:
+        self.left = n
+        self.act = act
+        self.came = False
+        self._places: dict[CodeType, set[int]] = {}
+
+    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        if not code.co_filename.startswith(PACKAGE) or code.co_filename.endswith("testing.py"):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode" and not self.came:
+            if code not in self._places:
+                self._places[code] = places_to_strike(code)
+                if code.co_name in BY_THE_LOOP:
+                    self._places[code].discard(min(self._places[code]))
+            if frame.f_lasti in self._places[code]:
+                self.left -= 1
+                if self.left < 0:
+                    self.came = True
+                    self.act()
+        return self.trace
+
+
+@contextmanager
+def visited(n: int, act: Callable[[], None]) -> Iterator[Visitor]:
+    """Do `act` in the middle of what the body calls."""
+    visitor, before = Visitor(n, act), sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # CPython 3.12 traces none unless one frame asked before `settrace`
+    sys.settrace(visitor.trace)
+    try:
+        yield visitor
+    finally:
+        sys.settrace(before)
+
+
+def interrupt() -> None:
+    raise Interrupted
+
+
+def answered(batcher: UBatch[int, int]) -> None:
+    """The next call is."""
+    request = batcher.submit(41)
+    assert request.result(LIMIT) == 42
+
+
+def plus_one(xs: list[int]) -> list[int]:
+    return [x + 1 for x in xs]
+
+
+@pytest.fixture(params=["threading auto", "gevent auto", "gevent native"])
+def batcher(request: pytest.FixtureRequest) -> Iterator[UBatch[int, int]]:
+    runtime, executor = request.param.split()
+    batcher = UBatch[int, int](4, 0.0, runtime=runtime, executor=executor).set_handler(plus_one)
+    yield batcher
+    batcher.stop(LIMIT)
+
+
+def first_call(batcher: UBatch[int, int]) -> None:
+    batcher.submit(1)
+
+
+def later_call(batcher: UBatch[int, int]) -> None:
+    batcher.submit(1)
+
+
+def waiting_call(batcher: UBatch[int, int]) -> None:
+    batcher.ubatch(1)
+
+
+def cancelled_call(batcher: UBatch[int, int]) -> None:
+    batcher.submit(1).cancel()
+
+
+def late_call(batcher: UBatch[int, int]) -> None:
+    def call() -> None:
+        with deadline(1e-9), suppress(TimeoutError):
+            batcher.ubatch(1)
+
+    copy_context().run(call)
+
+
+def restart(batcher: UBatch[int, int]) -> None:
+    batcher.stop(0)
+    batcher.start()
+
+
+def reading(batcher: UBatch[int, int]) -> None:
+    batcher.statistics()
+    repr(batcher)
+
+
+OPERATIONS = [later_call, waiting_call, cancelled_call, late_call, restart, reading]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator that was struck
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+def test_after_an_exception_from_outside_the_next_call_is_answered(
+    batcher: UBatch[int, int], operation: Callable[[UBatch[int, int]], None]
+) -> None:
+    answered(batcher)
+    places = 0
+    while True:
+        with suppress(Interrupted, UBatchError), visited(places, interrupt) as visitor:  # it may hit the collector
+            operation(batcher)
+        batcher.start()
+        answered(batcher)
+        if not visitor.came:
+            break
+        places += 1
+    assert places > 10
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator that was struck
+@pytest.mark.parametrize("runtime", ["threading", "gevent"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_after_an_exception_from_outside_in_the_first_call_the_next_one_is_answered(
+    runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `Thread.start` that was interrupted leaves a thread that does not find itself in `threading`'s lists.
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    places = 0
+    while True:
+        batcher = UBatch[int, int](4, 0.0, runtime=runtime).set_handler(plus_one)
+        with suppress(Interrupted, UBatchError), visited(places, interrupt) as visitor:  # it may hit the collector
+            first_call(batcher)
+        answered(batcher)
+        batcher.stop(LIMIT)
+        if not visitor.came:
+            break
+        places += 1
+    assert places > 30
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator that was struck
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+def test_a_signal_handler_may_submit_read_and_cancel_at_any_line(
+    batcher: UBatch[int, int], operation: Callable[[UBatch[int, int]], None]
+) -> None:
+    answered(batcher)
+    places, refused = 0, 0
+    while True:
+        requests = []
+
+        def handler(requests: list[Any] = requests) -> None:
+            nonlocal refused
+            batcher.statistics()
+            repr(batcher)
+            assert batcher.stalled is False
+            with suppress(NotProcessed):  # while it is stopped
+                requests.append(batcher.submit(6))
+                requests.append(batcher.submit(7))
+                requests[-1].cancel()
+            try:
+                requests[0].result(0)
+            except ReentrantCall:
+                refused += 1
+            except (TimeoutError, IndexError, NotProcessed):
+                pass
+
+        with visited(places, handler) as visitor:
+            operation(batcher)
+        batcher.start()
+        answered(batcher)
+        if requests:
+            with suppress(BatcherClosed, DeadlineExceeded):  # it came inside `restart`, or `late_call`
+                assert requests[0].result(LIMIT) == 7
+        if not visitor.came:
+            break
+        places += 1
+    assert places > 10
+    assert refused > 0  # some of these lines hold the lock
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator that was struck
+@pytest.mark.parametrize("timeout", [0, 5.0, None])
+def test_a_signal_handler_may_stop_at_any_line(batcher: UBatch[int, int], timeout: float | None) -> None:
+    answered(batcher)
+    places = 0
+    while True:
+        with suppress(NotProcessed), visited(places, lambda: batcher.stop(timeout)) as visitor:
+            later_call(batcher)
+        assert batcher.stopped is visitor.came
+        if visitor.came:
+            with pytest.raises(NotProcessed):
+                answered(batcher)
+        batcher.stop(LIMIT)
+        batcher.start()
+        answered(batcher)
+        if not visitor.came:
+            break
+        places += 1
+    assert places > 10
