@@ -44,7 +44,7 @@ _references: Callable[[object], float] = getattr(sys, "getrefcount", lambda _: i
 
 
 def _count_one() -> float:
-    """What `_references` tells, as it is called below, of what nothing else refers to. From Python 3.14 on it is less."""
+    """What `_references` tells of something that nothing else refers to; from Python 3.14 on it is less."""
     alone = object()
     return _references(alone)
 

@@ -11,7 +11,7 @@ import threading
 from _queue import SimpleQueue  # the C type; gevent patches only its name in `queue`
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 
 def _monkey(name: str) -> Any:
@@ -25,6 +25,9 @@ def _original(module: str, name: str) -> Any:
     get_original = _monkey("get_original")
     return getattr(import_module(module), name) if get_original is None else get_original(module, name)
 
+
+LONGEST_END = 1.0  # seconds; a thread takes some microseconds to end
+LAST_ACTS = 0.02  # seconds, for one that may have done its job just now
 
 allocate_lock = _original("_thread", "allocate_lock")
 RLock = _original("_thread", "RLock")
@@ -68,6 +71,15 @@ class LockWaiter:
             pass
 
 
+class End(LockWaiter):
+    """What a thread of a pool finds among its jobs when it shall end. It sets it as its last act."""
+
+    __slots__ = ()
+
+
+Jobs: TypeAlias = "SimpleQueue[Callable[[], None] | End]"
+
+
 class NativePool:
     """Up to `size` native threads, started one by one as jobs find none idle; they end at `close`.
 
@@ -79,7 +91,7 @@ class NativePool:
         self._size = size
         self._name = name
         self._lock = allocate_lock()
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: Jobs = SimpleQueue()
         self._waiting: dict[Callable[[], None], bool] = {}  # submitted and not begun
         self._threads = 0
         self._idle = 0
@@ -103,14 +115,20 @@ class NativePool:
             self._grow(jobs, number, job)
 
     def close(self) -> None:
-        """Let every thread end after what it has been given. Jobs submitted later get threads of their own."""
-        with self._lock:
-            jobs, threads = self._jobs, self._threads
-            self._jobs, self._threads, self._idle = SimpleQueue(), 0, 0
-            for _ in range(threads):
-                jobs.put(None)
+        """Let every thread end after what it has been given. Jobs submitted later get threads of their own.
 
-    def _grow(self, jobs: SimpleQueue[Callable[[], None] | None], number: int, job: Callable[[], None]) -> None:
+        Returns when they have, unless one still runs a job: at the end of the process the interpreter would break off
+        what a thread does last, which with a hub's greenlets ends in `std::terminate`.
+        """
+        with self._lock:
+            jobs, idle, ends = self._jobs, self._idle, [End() for _ in range(self._threads)]
+            self._jobs, self._threads, self._idle = SimpleQueue(), 0, 0
+            for end in ends:
+                jobs.put(end)
+        for number, end in enumerate(ends):
+            end.wait(LONGEST_END if number < idle else LAST_ACTS)
+
+    def _grow(self, jobs: Jobs, number: int, job: Callable[[], None]) -> None:
         """Start a thread that has the job in its hands: the pool may be closed before it comes up."""
         hands = [job]  # which it empties: a thread holds on to what it was started with
         try:
@@ -126,29 +144,35 @@ class NativePool:
                 del self._waiting[job]
             raise
 
-    def _live(self, jobs: SimpleQueue[Callable[[], None] | None], hands: list[Callable[[], None]]) -> None:
+    def _live(self, jobs: Jobs, hands: list[Callable[[], None]]) -> None:
+        end = None
         try:
-            self._serve(jobs, hands)
+            end = self._serve(jobs, hands)
         finally:
             _destroy_hub()
+            if end is not None:
+                end.set()
 
-    def _serve(self, jobs: SimpleQueue[Callable[[], None] | None], hands: list[Callable[[], None]]) -> None:
+    def _serve(self, jobs: Jobs, hands: list[Callable[[], None]]) -> End | None:
         while True:
             try:
-                job = hands.pop() if hands else jobs.get()
-                while job is not None:
-                    self._run(job, jobs)
-                    del job  # it holds a batch, with its callers' arguments
+                job: Callable[[], None] | End | None = hands.pop() if hands else jobs.get()
+                while not isinstance(job, End):
+                    self._run(job, jobs)  # type: ignore[arg-type]
+                    job = None  # it holds a batch, with its callers' arguments
                     job = jobs.get()
-                return
+                return job
             except BaseException:  # set from outside; the queue may have given a job that never arrived here
-                for job in list(self._waiting):
-                    self._run(job, jobs)
                 job = None
+                self._run_all(jobs)
                 if jobs is not self._jobs:
-                    return
+                    return None
 
-    def _run(self, job: Callable[[], None], jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+    def _run_all(self, jobs: Jobs) -> None:
+        for job in list(self._waiting):
+            self._run(job, jobs)
+
+    def _run(self, job: Callable[[], None], jobs: Jobs) -> None:
         if not self._waiting.pop(job, False):  # another thread has begun it
             return
         try:
