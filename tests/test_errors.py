@@ -235,9 +235,17 @@ class Uncopiable(Exception):
         raise RuntimeError("no")
 
 
-def test_what_cannot_be_copied_is_wrapped() -> None:
+def test_what_is_copied_by_its_own_way_alone_is_copied_so() -> None:
     error = Uncopiable("x")
     copy = for_caller(error)
-    assert type(copy) is ubatch.HandlerAborted
-    assert str(copy) == "the handler raised an exception that cannot be copied: Uncopiable('x')"
-    assert copy.__cause__ is error
+    assert (type(copy), copy.args) == (Uncopiable, ("x",))
+    assert copy is not error
+
+
+def test_what_cannot_be_copied_is_raised_as_it_is() -> None:
+    class Single(Uncopiable):
+        def __reduce_ex__(self, _: Any) -> Any:
+            raise TypeError("there is one of it")
+
+    error = Single("x")
+    assert for_caller(error) is error

@@ -46,7 +46,7 @@ def test_gevent_is_imported_only_behind_the_seam(path: Path) -> None:
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
 def test_the_core_needs_gevent_and_the_standard_library(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path)}
-    assert roots <= sys.stdlib_module_names | {"gevent", "greenlet"}
+    assert roots <= sys.stdlib_module_names | {"gevent", "greenlet", "annotationlib"}  # the last from 3.14 on
 
 
 def test_the_policy_is_pure() -> None:

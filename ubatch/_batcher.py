@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from math import inf
 from types import TracebackType
@@ -23,11 +22,12 @@ from . import _runtime
 from ._collector import NEVER, Collector, Lifecycle, Options
 from ._deadline import time_left
 from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed, ReentrantCall
+from ._handler import HandlerCall, Respelling, handler_name, refuse_what_cannot_answer, respelling, signature_of
 from ._instrument import Instrument
 from ._isolation import isolate
 from ._options import count, flag, function, one_of, seconds
 from ._policy import Eager, FixedWait
-from ._request import Out, Request, Strategy, handler_name, plainly
+from ._request import Out, Request, Strategy, plainly
 from ._runtime import RUNTIMES, Runtime, choose, current_process
 from ._runtime._native import RLock
 from ._statistics import Statistics, Tally
@@ -110,6 +110,7 @@ class UBatch(Generic[In, Out]):
             max_in_flight=count("max_in_flight", max_in_flight),
             max_queue=NEVER if max_queue is None else count("max_queue", max_queue, least=max_size),
             stall_after=inf if stall_after is None else seconds("stall_after", stall_after),
+            handle=HandlerCall(),
             strategy=_strategy(isolate_errors, should_isolate),
             instruments=_instruments(instruments),
         )
@@ -120,7 +121,7 @@ class UBatch(Generic[In, Out]):
         self._name = name
         self._handler: Callable[..., Any] | None = None
         self._signature: Signature | None = None
-        self._shapes: set[Hashable] = set()  # the shapes of calls that fit the signature
+        self._forms: dict[Hashable, Respelling | None] = {}  # of calls that fit the signature
         self._lifecycle = Lifecycle()
         self._collector: Collector | None = None  # of the process that called last
         self._collectors: dict[tuple[int, int], Collector] = {}
@@ -141,11 +142,9 @@ class UBatch(Generic[In, Out]):
         """
         if self._handler is not None:
             raise HandlerAlreadySet(f"the handler is {handler_name(self._handler)!r} already: make another UBatch")
-        self._handler = function("handler", handler)
-        from inspect import signature  # here, because it takes longer to import than all of this package
-
-        with suppress(ValueError):  # many functions made in C tell no signature
-            self._signature = signature(handler)
+        signature = signature_of(function("handler", handler))
+        refuse_what_cannot_answer(handler, signature)
+        self._handler, self._signature = handler, signature
         return self
 
     @overload
@@ -290,8 +289,9 @@ class UBatch(Generic[In, Out]):
         self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Request[Out]:
         shape: Hashable = (len(args), frozenset(kwargs)) if kwargs else len(args)
-        if shape not in self._shapes:
-            self._check(args, kwargs, shape)
+        respell = self._forms[shape] if shape in self._forms else self._learn(args, kwargs, shape)
+        if respell is not None:
+            args, kwargs, shape = respell(args, kwargs)
         collector = self._collector
         if collector is None or collector.forks != _runtime.forks or _runtime.FORKS_UNSEEN:
             collector = self._open()
@@ -317,20 +317,20 @@ class UBatch(Generic[In, Out]):
                 request.cancel()
             raise
 
-    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Hashable) -> None:
-        """Refuse a call of a shape that the handler does not take; remember one that it does."""
+    def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any], form: Hashable) -> Respelling | None:
+        """How to spell a call of a form that is new; refuse one that the handler does not take."""
         if self._handler is None:
             raise self._no_handler()
         name = handler_name(self._handler)
         if not args and not kwargs:
             raise TypeError(f"a call to {name!r} must have at least one argument; got none")
-        if self._signature is not None:
-            try:
-                self._signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"the arguments must fit the handler {name}{self._signature}: {error}") from None
-        if len(self._shapes) < MOST_SHAPES:
-            self._shapes.add(shape)
+        try:
+            respell = respelling(self._signature, args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"the arguments must fit the handler {name}{self._signature}: {error}") from None
+        if len(self._forms) < MOST_FORMS:
+            self._forms[form] = respell
+        return respell
 
     def _drain(self, timeout: float | None) -> tuple[int, int]:
         self._lifecycle.stopped = True  # before it looks for a collector: a first call looks at it after it made one
@@ -412,7 +412,7 @@ def _renew_after_fork() -> None:
 os.register_at_fork(after_in_child=_renew_after_fork)
 
 
-MOST_SHAPES = 256  # remembered; a handler that takes **named could be called with names without end
+MOST_FORMS = 256  # remembered; a handler that takes **named could be called with names without end
 
 
 def _strategy(isolate_errors: bool, should_isolate: Callable[[Exception], bool] | None) -> Strategy:

@@ -42,9 +42,10 @@ from ._errors import (
     ResultTimeout,
     UBatchError,
 )
+from ._handler import HandlerCall, handler_name
 from ._instrument import Instrument, Observers, debug_log
 from ._policy import Close, FixedWait, Pending
-from ._request import FAILED, IN_FLIGHT, PENDING, Batch, Request, Strategy, handler_name, running_batch
+from ._request import FAILED, IN_FLIGHT, PENDING, Batch, Request, Strategy, running_batch
 from ._runtime import Runtime, Waiter, current_process
 from ._runtime._native import RLock, allocate_lock
 from ._statistics import Tally
@@ -64,6 +65,7 @@ class Options(NamedTuple):
     max_in_flight: int
     max_queue: int
     stall_after: float
+    handle: HandlerCall
     strategy: Strategy
     instruments: tuple[Instrument, ...]
 
@@ -111,6 +113,7 @@ class Collector:
         self._options = options
         self._max_queue = options.max_queue
         self._executor = runtime.executor(options.executor, options.max_in_flight, f"ubatch-handler:{name}")
+        self.handle = options.handle
         self.handler_raised = self._executor.raised
         self._signal = runtime.signal()
         self._later: deque[Act] = deque()  # what this or another thread could not do inside its own section
@@ -119,6 +122,7 @@ class Collector:
         self._pending = Pending()
         self._in_flight: list[Batch] = []
         self._wanted = NEVER
+        self._late_at = inf  # when the deadline of a pending request may pass
         self._place_wanted = False  # the collector sleeps until a batch ends
         self._free_at = -inf  # since when there has been a place at the handler
         self._quiet = False  # home had nothing else to do just now, and no call came
@@ -263,7 +267,7 @@ class Collector:
         """How many requests are pending, how many are in flight, and whether a handler is stalled."""
         with self.lock:
             batches = self._in_flight
-            counts = self._pending.count, sum(len(b.requests) for b in batches), any(b.stalled for b in batches)
+            counts = self._pending.count, self._count_in_flight(), any(batch.stalled for batch in batches)
         self.catch_up()
         return counts
 
@@ -273,7 +277,7 @@ class Collector:
             batches = self._in_flight
             fields = {
                 "pending": self._pending.count,
-                "in_flight": sum(len(batch.requests) for batch in batches),
+                "in_flight": self._count_in_flight(),
                 "stalled": any(batch.stalled for batch in batches),
                 **self._tally.fields(),
             }
@@ -298,15 +302,19 @@ class Collector:
 
     def _accept_now(self, request: Request[Any]) -> None:
         refusal: UBatchError | None = None
+        late: list[Waiter] = []
         start: Task | None = None
         ring = False
         try:
             with self.lock:  # nothing can come between its acquire and the section, as it could with a `try`
                 try:
+                    if self._pending.count >= self._max_queue and request.accepted_at >= self._late_at:
+                        late = self._let_go_who_is_late(request.accepted_at)
                     if self.lifecycle.stopped or self._pending.count >= self._max_queue:
                         refusal = self._refusal()
                     else:
                         count = self._pending.add(request)
+                        self._late_at = min(self._late_at, request.deadline_at)
                         if self._task is None:
                             start = self._task = Task()
                         elif count >= self._wanted:
@@ -315,6 +323,8 @@ class Collector:
                 except BaseException:
                     self._mend()
                     raise
+            if late:
+                self.runtime.wake(late)
             if start is not None:
                 self._start(start)
             elif ring:
@@ -673,6 +683,12 @@ class Collector:
         error = self._late_error()
         return [waiter for request in requests for waiter in self._end_pending(request, error, "expired")]
 
+    def _let_go_who_is_late(self, now: float) -> list[Waiter]:
+        """End the pending requests whose deadline has passed and nobody waits for: they keep others out."""
+        pending = self._pending.all()
+        self._late_at = min((request.deadline_at for request in pending if request.deadline_at > now), default=inf)
+        return self._end_late([request for request in pending if request.deadline_at <= now])
+
     def _late_error(self) -> QueueTimeout:
         return QueueTimeout(
             f"the deadline passed while the request was pending in {self.name!r}: the handler never saw it"
@@ -701,7 +717,11 @@ class Collector:
 
     def _left(self) -> int:
         """How many requests have not ended."""
-        return self._pending.count + sum(not request.done() for batch in self._in_flight for request in batch.requests)
+        return self._pending.count + self._count_in_flight()
+
+    def _count_in_flight(self) -> int:
+        """Without those whose callers have given up."""
+        return sum(not request.done() for batch in self._in_flight for request in batch.requests)
 
     def _drain_ended(self) -> list[Waiter]:
         """Whom to tell that the drain is over, if it is."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from math import inf
 from time import monotonic
 
+from ._options import flag
 from ._options import seconds as checked_seconds
 
 
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
+class deadline(ContextDecorator):
     """Bound every call made inside the block, in this greenlet or thread, to so many seconds from now.
 
-    Nested, the earlier deadline wins. A call whose deadline passes while it is pending raises `QueueTimeout`, and the
-    handler never sees it; at the handler, `ResultTimeout`. Raises TypeError or ValueError for what is no number of
-    seconds, at least 0.
+    Nested, the earlier deadline wins, unless the inner one is `fresh`: it begins anew, as each message of a websocket
+    or each event of a stream does under the deadline of its request. A call whose deadline passes while it is pending
+    raises `QueueTimeout`, and the handler never sees it; at the handler, `ResultTimeout`. Calls that a handler makes
+    are bound by the latest deadline of its batch. Raises TypeError or ValueError for what is no number of seconds, at
+    least 0. It decorates functions as well.
 
     >>> from ubatch import QueueTimeout, UBatch
     >>> batcher = UBatch[int, int](max_size=8, timeout=60.0).set_handler(list)
@@ -29,12 +30,32 @@ def deadline(seconds: float) -> Iterator[None]:
     the deadline passed while the request was pending in 'list': the handler never saw it
     >>> batcher.stop()
     """
-    at = monotonic() + checked_seconds("deadline", seconds)
-    token = _deadline_at.set(min(at, _deadline_at.get()))
-    try:
-        yield
-    finally:
-        _deadline_at.reset(token)
+
+    def __init__(self, seconds: float, *, fresh: bool = False) -> None:
+        self._seconds = checked_seconds("deadline", seconds)
+        self._fresh = flag("fresh", fresh)
+        self._before = inf
+
+    def __enter__(self) -> None:
+        self._before = before = _deadline_at.get()
+        at = monotonic() + self._seconds
+        try:  # an exception from outside leaves nothing behind
+            _deadline_at.set(at if self._fresh else min(at, before))
+        except BaseException:
+            _deadline_at.set(before)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        _deadline_at.set(self._before)
+
+    def _recreate_cm(self) -> deadline:
+        """For each call of a function that it decorates."""
+        return deadline(self._seconds, fresh=self._fresh)
+
+
+def pass_on(seconds: float) -> None:
+    """In a handler's own context: its batch is waited for that long."""
+    _deadline_at.set(monotonic() + seconds)
 
 
 def time_left(own: float) -> float:

@@ -9,7 +9,8 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from ._batcher import Outputs, UBatch
-from ._request import Request, handler_name
+from ._handler import handler_name
+from ._request import Request
 
 P = ParamSpec("P")  # of the function itself
 Q = ParamSpec("Q")  # of one call

@@ -11,6 +11,8 @@ Guarantees:
 from __future__ import annotations
 
 from contextlib import suppress
+from copy import copy
+from traceback import clear_frames
 from types import MemberDescriptorType
 from typing import Any
 
@@ -96,23 +98,28 @@ class BadBatchOutputSize(BadBatchOutput):
     'the handler must return one output per input: 3 inputs, but got 2 outputs'
     """
 
-    def __init__(self, input_size: int, output_size: int) -> None:
-        super().__init__(input_size, output_size)
+    def __init__(self, input_size: int, output_size: int, handler: str = "", got: str = "") -> None:
+        super().__init__(input_size, output_size, handler, got)
         self.input_size = input_size
         self.output_size = output_size
 
     def __str__(self) -> str:
+        _, _, handler, got = self.args
         return (
-            "the handler must return one output per input: "
-            f"{_count(self.input_size, 'input')}, but got {_count(self.output_size, 'output')}"
+            f"the handler {handler!r} ".replace("'' ", "")
+            + "must return one output per input: "
+            + f"{_count(self.input_size, 'input')}, but got {_count(self.output_size, 'output')}"
+            + (f", of {got}" if got else "")
+            + (": a squeeze() of a batch of one?" if self.input_size == 1 and "shape" in got else "")
         )
 
 
 class HandlerAborted(UBatchError):
-    """The handler ended with something that is no `Exception`, such as `SystemExit` or `gevent.Timeout`.
+    """The handler ended with something that must not be raised in a caller as it is; it is the ``__cause__`` instead.
 
-    Raised in a caller, the original would end its greenlet, its thread or the whole process; it is the
-    ``__cause__`` instead. The handler may have had its effect.
+    What is no `Exception`, such as `SystemExit` or `gevent.Timeout`, would end the caller's greenlet, its thread or the
+    whole process. A `NotProcessed` of another batcher would say that this handler never ran. It may have had its
+    effect.
     """
 
 
@@ -129,14 +136,70 @@ class ReentrantCall(UBatchError):
 
 
 def for_caller(error: Exception) -> Exception:
-    """A fresh copy of `error` to raise in one caller; the handler's own exception becomes the ``__cause__``."""
+    """A fresh copy of `error` to raise in one caller of several; the handler's own becomes the ``__cause__``.
+
+    A class that cannot be copied in any way is raised as it is, in each of them.
+    """
+    made = copied(error)
+    if made is not error:
+        cause = error.__cause__ if isinstance(error, UBatchError) else error
+        object.__setattr__(made, "__cause__", cause)
+    return made
+
+
+def copied(error: Exception) -> Exception:
+    """A new instance of the same type and state; the same one where there is no way to make it.
+
+    First without running any `__init__`; then as `copy.copy` does, which runs what the class says (`__copy__`,
+    `__reduce__`): pydantic's and lxml's are made in C.
+    """
     try:
-        copy = _copy(error)
-    except Exception:  # a class that refuses to be made again
-        copy = HandlerAborted(f"the handler raised an exception that cannot be copied: {error!r}")
-    cause = error.__cause__ if isinstance(error, UBatchError) else error
-    object.__setattr__(copy, "__cause__", cause)
-    return copy
+        return _copy(error)
+    except Exception:  # a class that refuses to be made so
+        pass
+    try:
+        again = copy(error)
+    except Exception:
+        return error
+    return again if type(again) is type(error) else error
+
+
+def through_a_handler(error: Exception, handler: str) -> Exception:
+    """What a handler raised, as its callers may see it: one that says `NotProcessed` speaks of another batcher."""
+    if not isinstance(error, NotProcessed):
+        return error
+    kind: type[UBatchError] = HandlerAborted
+    if isinstance(error, DeadlineExceeded):
+        kind = ResultTimeout
+    elif isinstance(error, BatcherClosed):
+        kind = ResultLost
+    told = kind(f"the handler {handler!r} ran, and may have had its effect, when it raised {error!r}")
+    told.__cause__ = error
+    return told
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of what the frames of a traceback hold, inputs and tensors and the exception itself; the lines stay."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+
+
+def without_our_frames(error: BaseException) -> bool:
+    """Let the traceback begin in the handler. Ours hold the batch, which holds the error: a circle.
+
+    Returns whether it came through them; if not, the handler has caught it itself.
+    """
+    traceback = error.__traceback__
+    ours = False
+    while traceback is not None and traceback.tb_frame.f_globals.get("__package__") == __package__:
+        traceback, ours = traceback.tb_next, True
+    if ours:
+        error.__traceback__ = traceback
+    return ours
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,17 +217,17 @@ def _copy(error: Exception) -> Exception:
     args = builtin.__reduce__(error)[1]  # an OSError's file names are in no `args`
     if hasattr(builtin, "derive"):  # an exception group, whose `args` are what its class was called with
         args = (error.message, error.exceptions)  # type: ignore[attr-defined]
-    copy: Exception = builtin.__new__(cls, *args)
-    builtin.__init__(copy, *args)
-    object.__setattr__(copy, "args", error.args)  # past a `__setattr__` of the user's
+    made: Exception = builtin.__new__(cls, *args)
+    builtin.__init__(made, *args)
+    object.__setattr__(made, "args", error.args)  # past a `__setattr__` of the user's
     for c in cls.__mro__:  # `__slots__`, and the fields that built-in classes keep in C, such as ImportError.name
         for descriptor in vars(c).values():
             if isinstance(descriptor, MemberDescriptorType):
-                _copy_field(descriptor, error, copy)
-    copy.__dict__.update(error.__dict__)
-    if "__notes__" in copy.__dict__:
-        copy.__dict__["__notes__"] = list(copy.__dict__["__notes__"])
-    return copy
+                _copy_field(descriptor, error, made)
+    made.__dict__.update(error.__dict__)
+    if "__notes__" in made.__dict__:
+        made.__dict__["__notes__"] = list(made.__dict__["__notes__"])
+    return made
 
 
 def _copy_field(field: MemberDescriptorType, source: object, target: object) -> None:

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ._errors import forget_frames, without_our_frames
+
 T = TypeVar("T")
 
 PROBES = 4  # arbitrary: with half of all items failing, one batch in sixteen is given up too early
@@ -34,7 +36,11 @@ def isolate(
     except Exception as error:
         if len(items) == 1 or not should_isolate(error):
             raise
-        return _Search(call, items, error, should_isolate).outcomes()
+        without_our_frames(error)
+        forget_frames(error)  # what they hold, the next call may need: the memory, above all
+        failed = error
+    # Here, where the interpreter does not hold on to the exception as the one that is being handled.
+    return _Search(call, items, failed, should_isolate).outcomes()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,6 +90,8 @@ class _Search:
         try:
             outcomes = self._call([self._items[position] for position in positions])
         except Exception as error:
+            without_our_frames(error)
+            forget_frames(error)
             outcomes = [error] * len(positions)
             settled = not self._should_isolate(error)
         else:

@@ -10,24 +10,28 @@ Guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections import Counter
+from collections.abc import Callable, Hashable
 from contextvars import Context, ContextVar
-from functools import partial
 from itertools import repeat
 from math import inf
 from traceback import StackSummary
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from ._deadline import pass_on
 from ._errors import (
-    BadBatchOutput,
-    BadBatchOutputSize,
     DeadlineExceeded,
     HandlerAborted,
     ReentrantCall,
     RequestCancelled,
     ResultLost,
+    copied,
     for_caller,
+    forget_frames,
+    through_a_handler,
+    without_our_frames,
 )
+from ._handler import handler_name
 from ._runtime import stack_of_caller
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
 
 Out = TypeVar("Out")
 
-PENDING, IN_FLIGHT, ANSWERED, FAILED = range(4)
+PENDING, IN_FLIGHT, ANSWERED, FAILED, FAILED_ALONE = range(5)  # alone: with an error that nobody else has
 NO_TIME = 1e-9  # seconds; less than a clock tells, and more than the error of a difference of floats
 
 
@@ -107,7 +111,7 @@ class Request(Noted, Generic[Out]):
     def exception(self, timeout: float | None = None) -> Exception | None:
         """Return the exception that `result` would raise, or None; waits as `result` does."""
         self._await(timeout)
-        return for_caller(self._outcome) if self._state == FAILED else None
+        return self._error() if self._state >= FAILED else None
 
     def done(self) -> bool:
         """Whether the request has ended."""
@@ -133,7 +137,7 @@ class Request(Noted, Generic[Out]):
         return None if timing is None or timing.ended_at is None else timing.ended_at - timing.started_at
 
     def __repr__(self) -> str:
-        state = ("pending", "in flight", "answered", "failed")[self._state]
+        state = ("pending", "in flight", "answered", "failed", "failed")[self._state]
         return f"<Request to {self.collector.name!r}: {state}>"
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -154,7 +158,10 @@ class Request(Noted, Generic[Out]):
         except BaseException:  # the caller gives up: killed, timed out, interrupted
             self.cancel()
             raise
-        return self._outcome_for_caller()
+        try:
+            return self._outcome_for_caller()
+        finally:
+            self._outcome = None  # an error that is raised holds this frame: no circle
 
     def end(self, state: int, outcome: Any) -> tuple[Waiter, ...]:
         """Set the outcome, unless there is one, and return whom to wake. Under the lock."""
@@ -218,10 +225,19 @@ class Request(Noted, Generic[Out]):
     def _outcome_for_caller(self) -> Out:
         for observe in self.collector.observers.call_ended:
             observe(self)
-        if self._state == FAILED:
-            raise for_caller(self._outcome)
+        if self._state >= FAILED:
+            raise self._error()
         output: Out = self._outcome
         return output
+
+    def _error(self) -> Exception:
+        """The error to raise in a caller."""
+        error: Exception = self._outcome
+        if self._state == FAILED:
+            return for_caller(error)
+        # Its own, then copies for who asks again: an error that is raised holds the frames that hold this request.
+        self._outcome = copied(error)
+        return error
 
 
 class Timing:
@@ -244,6 +260,7 @@ class Batch(Noted):
 
     __slots__ = (
         "_outputs",
+        "_own",
         "_strategy",
         "_unbegun",
         "_waits_for",
@@ -268,6 +285,7 @@ class Batch(Noted):
         self._outputs: list[Any] | None = None
         self._waits_for: Request[Any] | None = None
         self._unbegun = [None]
+        self._own: set[int] = set()  # errors of one request alone
 
     def take(self) -> None:
         """The requests are in flight from now on. Under the collector's lock."""
@@ -291,14 +309,26 @@ class Batch(Noted):
         if not self.begin():  # given up
             return
         try:
-            self._outputs = Context().run(self._call)
+            self._keep(Context().run(self._call))
         except Exception as error:
-            self.error = error
+            without_our_frames(error)
+            self.error = through_a_handler(error, handler_name(self.handler))
         except BaseException as error:
+            without_our_frames(error)
             self.error = HandlerAborted(f"the handler {_name(self.handler)} ended with {error!r}")
             self.error.__cause__ = error
             if isinstance(error, KeyboardInterrupt):
                 raise
+
+    def _keep(self, outputs: list[Any]) -> None:
+        errors = [(at, output) for at, output in enumerate(outputs) if isinstance(output, Exception)]
+        counts = Counter(id(error) for _, error in errors)
+        for at, error in errors:
+            if not without_our_frames(error) and error.__traceback__ is not None:
+                forget_frames(error)  # the handler's, which hold this very exception among its outputs
+            outputs[at] = through_a_handler(error, handler_name(self.handler))
+        self._own = {id(outputs[at]) for at, error in errors if counts[id(error)] == 1}
+        self._outputs = outputs
 
     def run_watched(self) -> None:
         """`run`, such that `stack` tells where the handler is."""
@@ -316,7 +346,7 @@ class Batch(Noted):
                 request._outcome = output  # before the state, which is read without the lock
                 if isinstance(output, Exception):
                     failed += 1
-                    request._state = FAILED
+                    request._state = FAILED_ALONE if id(output) in self._own else FAILED
                 else:
                     answered += 1
                     request._state = ANSWERED
@@ -353,10 +383,15 @@ class Batch(Noted):
         return self.requests[0].handler
 
     def _call(self) -> list[Any]:
+        collector = self.requests[0].collector
         _running.set(self)
-        for observe in self.requests[0].collector.observers.handler_started:
+        if self.requests[0].deadline_at != inf:  # else not all have one
+            latest = max(request.deadline_at for request in self.requests)
+            if latest != inf:
+                pass_on(latest - collector.clock())
+        for observe in collector.observers.handler_started:
             observe(self)
-        return self._strategy(_handle_here, self.requests)
+        return self._strategy(collector.handle, self.requests)
 
 
 def plainly(call: Callable[[list[Request[Any]]], list[Any]], requests: list[Request[Any]]) -> list[Any]:
@@ -385,56 +420,6 @@ def running_batch() -> Batch | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _handle_here(requests: list[Request[Any]]) -> list[Any]:
-    """`_handle`, and show the executor what the handler raises: it may be for where it ran."""
-    raised = requests[0].collector.handler_raised
-    try:
-        outputs = _handle(requests)
-    except Exception as error:
-        raised(error)
-        raise
-    for output in outputs:
-        if isinstance(output, Exception):
-            raised(output)
-    return outputs
-
-
-def _handle(requests: list[Request[Any]]) -> list[Any]:
-    """Call the handler for these, each argument a list."""
-    first = requests[0]
-    if not first.kwargs and len(first.args) == 1:
-        outputs = first.handler([request.args[0] for request in requests])
-    else:
-        columns = [list(column) for column in zip(*(request.args for request in requests), strict=True)]
-        named = {name: [request.kwargs[name] for request in requests] for name in first.kwargs}
-        outputs = first.handler(*columns, **named)
-    return _checked(outputs, len(requests), first.handler)
-
-
-def _checked(outputs: Any, size: int, handler: Callable[..., Any]) -> list[Any]:
-    """The outputs by position, in a list that is nobody else's."""
-    if type(outputs) is not list and not _is_ordered(outputs):
-        raise BadBatchOutput(
-            f"the handler {_name(handler)} must return a list, tuple, array or Series with one output per input; "
-            f"got {type(outputs).__name__}"
-        )
-    items = list(outputs)
-    if len(items) != size:
-        raise BadBatchOutputSize(size, len(items))
-    return items
-
-
-def _is_ordered(outputs: Any) -> bool:
-    """Whether they have a length and an order; not so for one text, nor where iterating gives keys or columns."""
-    if isinstance(outputs, str | bytes | bytearray | Mapping | Set) or hasattr(outputs, "columns"):
-        return False
-    try:
-        len(outputs)
-    except TypeError:
-        return False
-    return True
-
-
 def _never_ends(request: Request[Any], waiting: set[Batch]) -> bool:
     """Whether `request` waits, through whatever chain, for handlers that all wait themselves.
 
@@ -454,10 +439,3 @@ def _is_stuck(batch: Batch, waiting: set[Batch]) -> bool:
 
 def _name(handler: Callable[..., Any]) -> str:
     return repr(handler_name(handler))
-
-
-def handler_name(handler: Callable[..., Any]) -> str:
-    """What people call this handler: its function's name, through partials, or its class's."""
-    while isinstance(handler, partial):
-        handler = handler.func
-    return str(getattr(handler, "__name__", type(handler).__name__))

@@ -111,7 +111,7 @@ class _Tracing(Instrument):
         span, started_at = batch.notes.pop(self, (None, 0))
         if span is None:  # the collector was killed before it had said that the batch starts
             return
-        failed = sum(request._state == FAILED for request in batch.requests)
+        failed = sum(request._state >= FAILED for request in batch.requests)
         if failed:
             span.set_attribute("ubatch.batch.failed_count", failed)
         if batch.error is not None:
