@@ -127,7 +127,7 @@ class Collector:
         self._free_at = -inf  # since when there has been a place at the handler
         self._quiet = False  # home had nothing else to do just now, and no call came
         self._task: Task | None = None  # the current one
-        self._drained: list[Waiter] = []
+        self._drained: dict[Waiter, None] = {}  # who waits for the end of a drain, in order
         self._overtaken = False  # a handler may hold on to its thread, and nobody waits for it
         self._ended: list[Batch] = []  # to be shown to who observes
         self._stall_told_at = -inf
@@ -215,7 +215,7 @@ class Collector:
                 left = self._left()
                 ended = self._is_drained()
                 if not ended:
-                    self._drained.append(waiter)
+                    self._drained[waiter] = None
             self.catch_up()
             if ended:  # or started again by another thread, just now
                 return left, 0
@@ -228,8 +228,7 @@ class Collector:
                 waiter.wait(timeout)
             return left, self._fail_all(because)
         finally:
-            with self.lock:
-                self._drained = [other for other in self._drained if other is not waiter]
+            self._drained.pop(waiter, None)  # one step, and no lock: nothing can come in between and keep it there
             self.catch_up()
 
     def forsake(self) -> None:

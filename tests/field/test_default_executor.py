@@ -8,10 +8,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import version
 
 import pytest
 
 LIMIT = 50  # seconds; only ever waited out by a test that fails
+STAYS = tuple(int(part) for part in version("gevent").split(".")[:2]) < (26, 8)
+WHY = "with an older gevent a handler stays on the hub of a patched process"
 BOTH = pytest.mark.parametrize("patched", [True, False], ids=["patched", "plain"])
 PREAMBLE = """
 import faulthandler, logging, os, sys, time
@@ -259,6 +262,8 @@ def test_a_lock_that_views_take_too(patched: bool) -> None:
 
 @BOTH
 def test_numpy_and_a_log_line_leave_the_hub_alone(patched: bool) -> None:
+    if patched and STAYS:
+        pytest.skip(WHY)
     np = pytest.importorskip("numpy")
     assert np
     runs(
@@ -304,6 +309,7 @@ def test_the_gradient_mode_of_torch_that_the_program_has_set() -> None:
 # What cannot be seen beforehand.
 
 
+@pytest.mark.skipif(STAYS, reason=WHY)
 def test_what_is_found_too_late_fails_one_batch_with_a_note_and_no_second_one() -> None:
     out, _ = run(
         """
@@ -352,6 +358,7 @@ def test_natively_such_an_error_gets_the_note_each_time() -> None:
     assert out.count("child watchers are only available on the default loop uBatch: the handler ran on a native") == 2
 
 
+@pytest.mark.skipif(STAYS, reason=WHY)
 def test_a_handler_that_computes_and_waits_is_told_of_once() -> None:
     out, errors = run(
         """
