@@ -13,7 +13,10 @@ from greenlet import error as greenlet_error
 from ubatch import UBatch
 from ubatch._runtime._auto import AWAY, OFTEN, REMEMBERED, SHORT, WAITED, AutoExecutor
 from ubatch._runtime._base import Where
+from ubatch._runtime._gevent_locks import why_not_natively
 from ubatch._runtime._native import allocate_lock, get_ident
+
+leaves_the_hub = pytest.mark.skipif(why_not_natively() is not None, reason=str(why_not_natively()))
 
 
 def handler(xs: list[int]) -> list[int]:
@@ -271,6 +274,7 @@ def test_in_real_time_a_handler_begins_on_the_hub() -> None:
     assert where_it_runs(list, 1) == [True]
 
 
+@leaves_the_hub
 def test_in_real_time_a_handler_that_holds_its_thread_leaves_the_hub_from_the_second_batch_on() -> None:
     assert where_it_runs(holds_its_thread, 10) == [True] + [False] * 9
 
@@ -303,6 +307,7 @@ def test_in_real_time_what_a_handler_computes_between_waits_is_told_and_its_wait
         assert batcher.statistics().runs_on == "hub"
 
 
+@leaves_the_hub
 def test_statistics_tell_where_the_handler_runs() -> None:
     batcher = UBatch[int, int](1, 0.0, runtime="gevent").set_handler(holds_its_thread)
     assert batcher.statistics().runs_on == "none yet"

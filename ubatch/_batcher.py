@@ -22,13 +22,13 @@ from . import _runtime
 from ._collector import NEVER, Collector, Lifecycle, Options
 from ._deadline import time_left
 from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed, ReentrantCall
-from ._handler import HandlerCall, Respelling, handler_name, refuse_what_cannot_answer, respelling, signature_of
+from ._handler import HandlerCall, Respelling, form_of, refuse_what_cannot_answer, respelling, signature_of
 from ._instrument import Instrument
 from ._isolation import isolate
 from ._options import count, flag, function, one_of, seconds
 from ._policy import Eager, FixedWait
 from ._request import Out, Request, Strategy, plainly
-from ._runtime import RUNTIMES, Runtime, choose, current_process
+from ._runtime import RUNTIMES, Runtime, choose, current_process, handler_name
 from ._runtime._native import RLock
 from ._statistics import Statistics, Tally
 
@@ -288,7 +288,7 @@ class UBatch(Generic[In, Out]):
     def _request(
         self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Request[Out]:
-        shape: Hashable = (len(args), frozenset(kwargs)) if kwargs else len(args)
+        shape = form_of(args, kwargs)
         respell = self._forms[shape] if shape in self._forms else self._learn(args, kwargs, shape)
         if respell is not None:
             args, kwargs, shape = respell(args, kwargs)

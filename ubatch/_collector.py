@@ -42,11 +42,11 @@ from ._errors import (
     ResultTimeout,
     UBatchError,
 )
-from ._handler import HandlerCall, handler_name
+from ._handler import HandlerCall
 from ._instrument import Instrument, Observers, debug_log
 from ._policy import Close, FixedWait, Pending
 from ._request import FAILED, IN_FLIGHT, PENDING, Batch, Request, Strategy, running_batch
-from ._runtime import Runtime, Waiter, current_process
+from ._runtime import Runtime, Waiter, current_process, handler_name
 from ._runtime._native import RLock, allocate_lock
 from ._statistics import Tally
 
@@ -302,8 +302,7 @@ class Collector:
     def _accept_now(self, request: Request[Any]) -> None:
         refusal: UBatchError | None = None
         late: list[Waiter] = []
-        start: Task | None = None
-        ring = False
+        then: Act | None = None
         try:
             with self.lock:  # nothing can come between its acquire and the section, as it could with a `try`
                 try:
@@ -315,19 +314,18 @@ class Collector:
                         count = self._pending.add(request)
                         self._late_at = min(self._late_at, request.deadline_at)
                         if self._task is None:
-                            start = self._task = Task()
+                            self._task = task = Task()
+                            then = partial(self._start, task)
                         elif count >= self._wanted:
-                            ring = True
                             self._wanted = NEVER
+                            then = self._signal.set
                 except BaseException:
                     self._mend()
                     raise
             if late:
                 self.runtime.wake(late)
-            if start is not None:
-                self._start(start)
-            elif ring:
-                self._signal.set()
+            if then is not None:
+                then()
         except BaseException:
             self._recover(request, RequestCancelled("the call was interrupted before it was accepted"))
             raise
@@ -369,7 +367,7 @@ class Collector:
             finally:
                 self._catching_up.release()
 
-    def _recover(self, request: Request[Any] | None, error: UBatchError) -> None:
+    def _recover(self, request: Request[Any], error: UBatchError) -> None:
         """An exception from outside hit this thread, at whatever line: put right what it may have left half done.
 
         The request that it was about ends with `error`, unless it has been taken or has ended. The others are pending,
@@ -383,7 +381,7 @@ class Collector:
         """
         start: Task | None = None
         with self.lock:
-            if request is not None and request._state == PENDING:
+            if request._state == PENDING:
                 request.end(FAILED, error)
                 self._tally.ends["abandoned"] += 1
             self._mend()
@@ -391,7 +389,7 @@ class Collector:
                 self._task = None
             if self._task is None and self._pending.count:
                 start = self._task = Task()
-        if request is not None and request.done():
+        if request.done():
             self.runtime.wake(request._waiters)
         if start is not None:
             self._start(start)
@@ -606,14 +604,15 @@ class Collector:
 
     def _close(self, step: Close, now: float) -> Act:
         """Make the batch; but first, in a step of its own, let go who would be in it for nothing."""
-        if late := [r for r in self._pending.head(step.shape, step.size) if r.deadline_at <= now]:
+        requests = self._pending.head(step.shape, step.size)
+        if late := [request for request in requests if request.deadline_at <= now]:
             return partial(self.runtime.wake, self._end_late(late))
         # Known to be in flight, then marked so, then off the queue: at no line would a request be in none of them.
-        batch = Batch(self._pending.head(step.shape, step.size), step.reason, now, self._options.strategy)
+        batch = Batch(requests, step.reason, now, self._options.strategy)
         self._in_flight.append(batch)
         batch.take()
-        self._pending.drop(step.shape, len(batch.requests))
-        self._tally.batch_closed(step.reason, [request.accepted_at for request in batch.requests], now)
+        self._pending.drop(step.shape, len(requests))
+        self._tally.batch_closed(step.reason, [request.accepted_at for request in requests], now)
         # With nothing left the next step can only be to sleep, so it is decided at once.
         return partial(self._dispatch, batch, None if self._pending.count else self._close_or_sleep(now))
 

@@ -9,8 +9,8 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from ._batcher import Outputs, UBatch
-from ._handler import handler_name
 from ._request import Request
+from ._runtime import handler_name
 
 P = ParamSpec("P")  # of the function itself
 Q = ParamSpec("Q")  # of one call

@@ -106,7 +106,7 @@ class BadBatchOutputSize(BadBatchOutput):
     def __str__(self) -> str:
         _, _, handler, got = self.args
         return (
-            f"the handler {handler!r} ".replace("'' ", "")
+            (f"the handler {handler!r} " if handler else "the handler ")
             + "must return one output per input: "
             + f"{_count(self.input_size, 'input')}, but got {_count(self.output_size, 'output')}"
             + (f", of {got}" if got else "")

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._errors import BadBatchOutput, BadBatchOutputSize, HandlerAborted
+from ._runtime import handler_name, unwrapped
 
 if TYPE_CHECKING:
     from inspect import Signature
@@ -42,7 +42,7 @@ def refuse_what_cannot_answer(handler: Callable[..., Any], signature: Signature 
     """Raise TypeError for a handler whose first batch would fail in any case."""
     from inspect import isasyncgenfunction, iscoroutinefunction
 
-    inner = _unwrapped(handler)
+    inner = unwrapped(handler)
     for function in (inner, getattr(type(inner), "__call__", None)):  # noqa: B004 (the function is wanted)
         if iscoroutinefunction(function) or isasyncgenfunction(function):
             raise TypeError(
@@ -68,6 +68,7 @@ class Respelling(NamedTuple):
 
 
 def form_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    """How a call is spelled: what tells it from others of the same handler, whatever the arguments are."""
     return (len(args), frozenset(kwargs)) if kwargs else len(args)
 
 
@@ -141,19 +142,7 @@ class HandlerCall:
             )
 
 
-def handler_name(handler: Callable[..., Any]) -> str:
-    """What people call this handler: its function's name, through partials, or its class's."""
-    handler = _unwrapped(handler)
-    return str(getattr(handler, "__name__", type(handler).__name__))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _unwrapped(handler: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(handler, partial):
-        handler = handler.func
-    return handler
 
 
 def _call(requests: Sequence[Any]) -> Any:

@@ -192,7 +192,8 @@ class FixedWait:
             return Close(shape, self.max_size, "full" if missing <= 0 else "drain")
         due_at = oldest.accepted_at + self.timeout  # from then on the oldest comes before all others
         largest = pending.largest()
-        missing = self.max_size - pending.size(largest)
+        if largest != shape:
+            missing = self.max_size - pending.size(largest)
         if missing <= 0 and now < due_at:
             return Close(largest, self.max_size, "full")
         if self.eager and missing > 0:  # while a batch is full, no place is kept free for the company of another

@@ -11,7 +11,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Set
 from contextvars import Context, ContextVar
 from itertools import repeat
 from math import inf
@@ -31,8 +31,7 @@ from ._errors import (
     through_a_handler,
     without_our_frames,
 )
-from ._handler import handler_name
-from ._runtime import stack_of_caller
+from ._runtime import handler_name, stack_of_caller
 
 if TYPE_CHECKING:
     from ._collector import Collector
@@ -199,11 +198,11 @@ class Request(Noted, Generic[Out]):
     def _add_waiter(self, waiter: Waiter) -> bool:
         """Whether there is anything left to wait for."""
         with self.collector.lock:
-            if self._state < ANSWERED:
+            waits = self._state < ANSWERED
+            if waits:
                 self._waiters += (waiter,)
-            added = self._state < ANSWERED
         self.collector.catch_up()
-        return added
+        return waits
 
     def _remove_waiter(self, waiter: Waiter) -> None:
         with self.collector.lock:
@@ -285,7 +284,7 @@ class Batch(Noted):
         self._outputs: list[Any] | None = None
         self._waits_for: Request[Any] | None = None
         self._unbegun = [None]
-        self._own: set[int] = set()  # errors of one request alone
+        self._own: Set[int] = frozenset()  # errors of one request alone
 
     def take(self) -> None:
         """The requests are in flight from now on. Under the collector's lock."""
@@ -322,12 +321,13 @@ class Batch(Noted):
 
     def _keep(self, outputs: list[Any]) -> None:
         errors = [(at, output) for at, output in enumerate(outputs) if isinstance(output, Exception)]
-        counts = Counter(id(error) for _, error in errors)
-        for at, error in errors:
-            if not without_our_frames(error) and error.__traceback__ is not None:
-                forget_frames(error)  # the handler's, which hold this very exception among its outputs
-            outputs[at] = through_a_handler(error, handler_name(self.handler))
-        self._own = {id(outputs[at]) for at, error in errors if counts[id(error)] == 1}
+        if errors:
+            counts = Counter(id(error) for _, error in errors)
+            for at, error in errors:
+                if not without_our_frames(error) and error.__traceback__ is not None:
+                    forget_frames(error)  # the handler's, which hold this very exception among its outputs
+                outputs[at] = through_a_handler(error, handler_name(self.handler))
+            self._own = {id(outputs[at]) for at, error in errors if counts[id(error)] == 1}
         self._outputs = outputs
 
     def run_watched(self) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from importlib.metadata import version
 
 import pytest
 
+from ubatch._runtime._gevent_locks import FIXED, _version
+
 LIMIT = 50  # seconds; only ever waited out by a test that fails
-STAYS = tuple(int(part) for part in version("gevent").split(".")[:2]) < (26, 8)
+STAYS = _version() < FIXED
 WHY = "with an older gevent a handler stays on the hub of a patched process"
 BOTH = pytest.mark.parametrize("patched", [True, False], ids=["patched", "plain"])
 PREAMBLE = """

@@ -10,8 +10,9 @@ import dis
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import copy_context
+from itertools import count
 from types import CodeType, FrameType
 from typing import Any
 
@@ -55,11 +56,20 @@ BY_THE_LOOP = {
 class Visitor:
     """Traces the package's code in this thread and calls `act` once, at the n-th place to strike."""
 
-    def __init__(self, n: int, act: Callable[[], None]) -> None:
-        self.left = n
+    def __init__(self, n: int, act: Callable[[], object]) -> None:
+        self.n = self.left = n
         self.act = act
         self.came = False
         self._places: dict[CodeType, set[int]] = {}
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # CPython 3.12 traces none unless one frame asked before `settrace`
+        sys.settrace(self.trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
 
     def trace(self, frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code
@@ -80,16 +90,13 @@ class Visitor:
         return self.trace
 
 
-@contextmanager
-def visited(n: int, act: Callable[[], None]) -> Iterator[Visitor]:
-    """Do `act` in the middle of what the body calls."""
-    visitor, before = Visitor(n, act), sys.gettrace()
-    sys._getframe().f_trace_opcodes = True  # CPython 3.12 traces none unless one frame asked before `settrace`
-    sys.settrace(visitor.trace)
-    try:
+def visits(act: Callable[[], object]) -> Iterator[Visitor]:
+    """One for each place: what its body calls, it comes to at a later place each time, until there are no more."""
+    for n in count():
+        visitor = Visitor(n, act)
         yield visitor
-    finally:
-        sys.settrace(before)
+        if not visitor.came:
+            return
 
 
 def interrupt() -> None:
@@ -114,11 +121,7 @@ def batcher(request: pytest.FixtureRequest) -> Iterator[UBatch[int, int]]:
     batcher.stop(LIMIT)
 
 
-def first_call(batcher: UBatch[int, int]) -> None:
-    batcher.submit(1)
-
-
-def later_call(batcher: UBatch[int, int]) -> None:
+def call(batcher: UBatch[int, int]) -> None:
     batcher.submit(1)
 
 
@@ -135,7 +138,7 @@ def late_call(batcher: UBatch[int, int]) -> None:
         with deadline(1e-9), suppress(TimeoutError):
             batcher.ubatch(1)
 
-    copy_context().run(call)
+    copy_context().run(call)  # which ends with it: the first line of `deadline.__exit__` may be hit as well
 
 
 def restart(batcher: UBatch[int, int]) -> None:
@@ -148,7 +151,7 @@ def reading(batcher: UBatch[int, int]) -> None:
     repr(batcher)
 
 
-OPERATIONS = [later_call, waiting_call, cancelled_call, late_call, restart, reading]
+OPERATIONS = [call, waiting_call, cancelled_call, late_call, restart, reading]
 
 
 @pytest.mark.timeout(300)
@@ -158,16 +161,12 @@ def test_after_an_exception_from_outside_the_next_call_is_answered(
     batcher: UBatch[int, int], operation: Callable[[UBatch[int, int]], None]
 ) -> None:
     answered(batcher)
-    places = 0
-    while True:
-        with suppress(Interrupted, UBatchError), visited(places, interrupt) as visitor:  # it may hit the collector
+    for visitor in visits(interrupt):
+        with suppress(Interrupted, UBatchError), visitor:  # it may hit the collector
             operation(batcher)
         batcher.start()
         answered(batcher)
-        if not visitor.came:
-            break
-        places += 1
-    assert places > 10
+    assert visitor.n > 10
 
 
 @pytest.mark.timeout(300)
@@ -179,17 +178,13 @@ def test_after_an_exception_from_outside_in_the_first_call_the_next_one_is_answe
 ) -> None:
     # `Thread.start` that was interrupted leaves a thread that does not find itself in `threading`'s lists.
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    places = 0
-    while True:
+    for visitor in visits(interrupt):
         batcher = UBatch[int, int](4, 0.0, runtime=runtime).set_handler(plus_one)
-        with suppress(Interrupted, UBatchError), visited(places, interrupt) as visitor:  # it may hit the collector
-            first_call(batcher)
+        with suppress(Interrupted, UBatchError), visitor:  # it may hit the collector
+            call(batcher)
         answered(batcher)
         batcher.stop(LIMIT)
-        if not visitor.came:
-            break
-        places += 1
-    assert places > 30
+    assert visitor.n > 30
 
 
 @pytest.mark.timeout(300)
@@ -199,37 +194,35 @@ def test_a_signal_handler_may_submit_read_and_cancel_at_any_line(
     batcher: UBatch[int, int], operation: Callable[[UBatch[int, int]], None]
 ) -> None:
     answered(batcher)
-    places, refused = 0, 0
-    while True:
-        requests = []
+    refused = 0
+    requests: list[Any] = []
 
-        def handler(requests: list[Any] = requests) -> None:
-            nonlocal refused
-            batcher.statistics()
-            repr(batcher)
-            assert batcher.stalled is False
-            with suppress(NotProcessed):  # while it is stopped
-                requests.append(batcher.submit(6))
-                requests.append(batcher.submit(7))
-                requests[-1].cancel()
-            try:
-                requests[0].result(0)
-            except ReentrantCall:
-                refused += 1
-            except (TimeoutError, IndexError, NotProcessed):
-                pass
+    def handler() -> None:
+        nonlocal refused
+        batcher.statistics()
+        repr(batcher)
+        assert batcher.stalled is False
+        with suppress(NotProcessed):  # while it is stopped
+            requests.append(batcher.submit(6))
+            requests.append(batcher.submit(7))
+            requests[-1].cancel()
+        try:
+            requests[0].result(0)
+        except ReentrantCall:
+            refused += 1
+        except (TimeoutError, IndexError, NotProcessed):
+            pass
 
-        with visited(places, handler) as visitor:
+    for visitor in visits(handler):
+        requests.clear()
+        with visitor:
             operation(batcher)
         batcher.start()
         answered(batcher)
         if requests:
             with suppress(BatcherClosed, DeadlineExceeded):  # it came inside `restart`, or `late_call`
                 assert requests[0].result(LIMIT) == 7
-        if not visitor.came:
-            break
-        places += 1
-    assert places > 10
+    assert visitor.n > 10
     assert refused > 0  # some of these lines hold the lock
 
 
@@ -238,10 +231,9 @@ def test_a_signal_handler_may_submit_read_and_cancel_at_any_line(
 @pytest.mark.parametrize("timeout", [0, 5.0, None])
 def test_a_signal_handler_may_stop_at_any_line(batcher: UBatch[int, int], timeout: float | None) -> None:
     answered(batcher)
-    places = 0
-    while True:
-        with suppress(NotProcessed), visited(places, lambda: batcher.stop(timeout)) as visitor:
-            later_call(batcher)
+    for visitor in visits(lambda: batcher.stop(timeout)):
+        with suppress(NotProcessed), visitor:
+            call(batcher)
         assert batcher.stopped is visitor.came
         if visitor.came:
             with pytest.raises(NotProcessed):
@@ -249,7 +241,4 @@ def test_a_signal_handler_may_stop_at_any_line(batcher: UBatch[int, int], timeou
         batcher.stop(LIMIT)
         batcher.start()
         answered(batcher)
-        if not visitor.came:
-            break
-        places += 1
-    assert places > 10
+    assert visitor.n > 10

@@ -6,10 +6,22 @@ import os
 import sys
 
 from ._base import Executor, Runtime, Signal, Waiter, Where
+from ._names import handler_name, unwrapped
 from ._threading import ThreadingRuntime
 from ._world import green_half, may_be_home, stack_of_caller
 
-__all__ = ["Executor", "Runtime", "Signal", "Waiter", "Where", "choose", "current_process", "stack_of_caller"]
+__all__ = [
+    "Executor",
+    "Runtime",
+    "Signal",
+    "Waiter",
+    "Where",
+    "choose",
+    "current_process",
+    "handler_name",
+    "stack_of_caller",
+    "unwrapped",
+]
 
 RUNTIMES = ("auto", "gevent", "threading")
 

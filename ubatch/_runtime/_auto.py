@@ -28,6 +28,7 @@ from typing import Any, Protocol
 
 from ._base import Executor, Where
 from ._bound import add_note, find_bound, is_bound_error
+from ._names import handler_name
 
 SHORT = 0.005  # seconds; CPython's switch interval, for which a native thread may keep the hub away just as well
 REMEMBERED = 16  # batches; arbitrary: a handler that is long now and then keeps the hub away for one in so many
@@ -146,8 +147,9 @@ class AutoExecutor:
     def _count_away(self, seconds: float, handler: Callable[..., Any]) -> None:
         self._often_away += 1
         if self._often_away == OFTEN:
-            name = str(getattr(handler, "__name__", type(handler).__name__))
-            self._on_hub.spawn(partial(_tell_away, name, seconds, self._because or "it waits there as well"))
+            self._on_hub.spawn(
+                partial(_tell_away, handler_name(handler), seconds, self._because or "it waits there as well")
+            )
 
 
 class _OnHub:

@@ -16,6 +16,7 @@ from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from ._names import unwrapped
 from ._native import threading_is_patched
 
 ALWAYS = (  # by module and class; where a module is not imported, nothing is of its classes
@@ -182,7 +183,6 @@ def _names(code: CodeType) -> Iterator[str]:
 
 def _package(thing: Any) -> str:
     """The top-level package of a function or class, or of what it was made of."""
-    while isinstance(thing, partial):
-        thing = thing.func
+    thing = unwrapped(thing)
     module = getattr(thing, "__module__", None) or getattr(type(thing), "__module__", None)
     return str(module).split(".")[0]

@@ -18,6 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from functools import partial
 from math import inf
 from operator import methodcaller
@@ -37,7 +38,15 @@ from ._gevent_locks import end_batch, prepare_thread, waited_here, why_not_nativ
 from ._native import NativePool, RLock, _original
 from ._world import foreign_waiter, main_thread
 
-WOKEN, OVER = object(), object()  # what a greenlet is switched to for: it was woken, or its time is over
+
+class Why(Enum):
+    """What a parked greenlet is switched to for."""
+
+    WOKEN = auto()
+    OVER = auto()  # its time is
+    IDLE = auto()  # the loop is
+
+
 CHUNK = 8  # callers that one callback of the loop wakes; after some callbacks it looks at its sockets
 
 _references: Callable[[object], float] = getattr(sys, "getrefcount", lambda _: inf)  # not every interpreter counts
@@ -112,20 +121,19 @@ class HomeWaiter(_Waiter):  # type: ignore[misc]
         return _get(self, timeout)
 
 
-def _get(waiter: _Waiter, timeout: float | None) -> object:
-    """Wait until the waiter is woken, or for `timeout` seconds, and return which: WOKEN or OVER.
+def _get(waiter: _Waiter, timeout: float | None) -> Why:
+    """Wait until the waiter is switched to, or for `timeout` seconds, and return what for.
 
-    Not anything else: some event may have kept this greenlet's `switch` from an earlier wait, and call it now.
+    That is a `Why`. Whatever else switches to this greenlet, some event that has kept its `switch` from an earlier
+    wait, ends nothing.
     """
     if timeout is None:
-        while (token := waiter.get()) is not WOKEN:
+        while not isinstance(why := waiter.get(), Why):
             pass
-        return token
+        return why
     with waiter.hub.loop.timer(timeout) as timer:
-        timer.start(waiter.switch, OVER, update=True)  # the loop's own idea of now may be old
-        while (token := waiter.get()) is not WOKEN and token is not OVER:
-            pass
-        return token
+        timer.start(waiter.switch, Why.OVER, update=True)  # the loop's own idea of now may be old
+        return _get(waiter, None)
 
 
 class HubWaiter:
@@ -160,7 +168,7 @@ class HubWaiter:
     def _wait(self, timeout: float | None) -> object:
         parked = _Waiter(get_hub())
         with parked.hub.loop.async_() as watcher:
-            watcher.start(parked.switch, WOKEN)
+            watcher.start(parked.switch, Why.WOKEN)
             self._watcher = watcher
             try:
                 return None if self._set else _get(parked, timeout)
@@ -181,7 +189,7 @@ def _spawn(target: Callable[[], None], name: str) -> None:
 
 # Callbacks of the loop without a line of Python. A signal handler that raises could hit such a line: the hub reports
 # that, and goes on, and whoever should have been woken there waits for ever.
-_wake_up = methodcaller("switch", WOKEN)
+_wake_up = methodcaller("switch", Why.WOKEN)
 _consume: Callable[..., Any] = partial(deque, maxlen=0)
 
 
@@ -203,33 +211,23 @@ class _Signal:
         if parked is not None:
             loop = self._hub.loop
             run = loop.run_callback if get_hub_if_exists() is self._hub else loop.run_callback_threadsafe
-            run(parked.switch, WOKEN)
+            run(parked.switch, Why.WOKEN)
 
     def wait(self, timeout: float | None) -> None:
-        self._parked = parked = _Waiter(self._hub)
-        try:
-            if not self._is_set:
-                _get(parked, timeout)
-        finally:
-            self._parked, self._is_set = None, False
+        self._park(timeout, None)
 
     def wait_idle(self, timeout: float) -> bool:
         # The loop calls an idle watcher when there is nothing else to call: every callback has run, and what had
         # arrived at a socket has been read.
+        with self._hub.loop.idle() as idle:
+            return self._park(timeout, idle) is Why.IDLE
+
+    def _park(self, timeout: float | None, idle: Any) -> Why:
         self._parked = parked = _Waiter(self._hub)
-        idle_now = False
-
-        def idle_is_here() -> None:
-            nonlocal idle_now
-            idle_now = True
-            parked.switch(WOKEN)
-
         try:
-            with self._hub.loop.idle() as idle:
-                idle.start(idle_is_here)
-                if not self._is_set:
-                    _get(parked, timeout)
-                return idle_now
+            if idle is not None:
+                idle.start(parked.switch, Why.IDLE)
+            return Why.WOKEN if self._is_set else _get(parked, timeout)
         finally:
             self._parked, self._is_set = None, False
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from .._batcher import UBatch, called_here
+from .._runtime._auto import AWAY
 from .._runtime._native import allocate_lock
 from .._statistics import ENDS, Cost, Histogram, Statistics
 
@@ -204,7 +205,6 @@ LONE = 1.5  # requests per batch, below which most are alone
 MOSTLY = 0.7  # of the batches
 TIMER = 0.002  # seconds that a timer may be late
 SMALL_PART = 0.1  # of a batch's time
-LONG_AWAY = 0.05  # seconds
 
 
 def _troubles(statistics: Statistics) -> list[str]:
@@ -212,7 +212,7 @@ def _troubles(statistics: Statistics) -> list[str]:
     told = []
     if statistics.stalled:
         told.append("The handler is stuck: it has not come back for longer than stall_after.")
-    if statistics.runs_on == "hub" and statistics.hub_away > LONG_AWAY:
+    if statistics.runs_on == "hub" and statistics.hub_away > AWAY:
         told.append(
             f"The handler keeps the event loop away for {_time(statistics.hub_away)}: no other request of this worker "
             "is served meanwhile."
