@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 from weakref import WeakValueDictionary, finalize
 
 from . import _runtime
@@ -25,6 +25,7 @@ from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed, ReentrantCal
 from ._handler import HandlerCall, Respelling, form_of, refuse_what_cannot_answer, respelling, signature_of
 from ._instrument import Instrument
 from ._isolation import isolate
+from ._map import Mappable, answers
 from ._options import count, flag, function, one_of, seconds
 from ._policy import Eager, FixedWait
 from ._request import Out, Request, Strategy, plainly
@@ -52,7 +53,7 @@ class Outputs(Protocol[_Out_co]):
     def __iter__(self) -> Iterator[_Out_co]: ...
 
 
-class UBatch(Generic[In, Out]):
+class UBatch(Mappable[In, Out]):
     """Groups the calls that are waiting, runs the handler once for all of them, and gives each caller its own answer.
 
     `max_size` is the most requests in one handler call. `timeout` is how many seconds, at most, the oldest request
@@ -176,15 +177,6 @@ class UBatch(Generic[In, Out]):
         """
         return self._submit(self._handler, args, kwargs)
 
-    def map(self, items: Iterable[In], /, *more: Iterable[Any]) -> list[Out]:
-        """Make a call for each item, all at once, and return the answers in order.
-
-        With several iterables, as the built-in `map`: one argument from each, until the shortest ends.
-
-        Raises the first error in the order of the items; what no batch has taken by then is cancelled.
-        """
-        return self._map(self._handler, items, *more)
-
     def start(self: _Self) -> _Self:
         """Open the batcher again after `stop`, and return it. Not needed before the first call, and starts nothing.
 
@@ -279,10 +271,14 @@ class UBatch(Generic[In, Out]):
         return request.answer(waiter)
 
     def _submit(
-        self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        handler: Callable[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        patient: bool = False,
     ) -> Request[Out]:
         request = self._request(handler, args, kwargs)
-        request.collector.accept(request)
+        request.collector.accept(request, patient)
         return request
 
     def _request(
@@ -306,16 +302,25 @@ class UBatch(Generic[In, Out]):
             now + time_left(self._deadline),
         )
 
-    def _map(self, handler: Callable[..., Any] | None, *columns: Iterable[Any]) -> list[Out]:
-        requests: list[Request[Out]] = []
-        try:
-            for args in zip(*columns, strict=False):
-                requests.append(self._submit(handler, args, {}))
-            return [request.result() for request in requests]
-        except BaseException:
-            for request in requests:
-                request.cancel()
-            raise
+    def _answers(
+        self, columns: tuple[Iterable[Any], ...], window: int | None, return_exceptions: bool
+    ) -> Iterator[Any]:
+        return self._answers_of(self._handler, columns, window, return_exceptions)
+
+    def _answers_of(
+        self,
+        handler: Callable[..., Any] | None,
+        columns: tuple[Iterable[Any], ...],
+        window: int | None,
+        return_exceptions: bool,
+    ) -> Iterator[Any]:
+        batches = self._options.max_in_flight + 1
+        return answers(
+            lambda args: self._submit(handler, args, {}, patient=True),
+            zip(*columns, strict=False),
+            batches * self.max_size if window is None else count("window", window),
+            flag("return_exceptions", return_exceptions),
+        )
 
     def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any], form: Hashable) -> Respelling | None:
         """How to spell a call of a form that is new; refuse one that the handler does not take."""

@@ -45,7 +45,7 @@ from ._errors import (
 from ._handler import HandlerCall
 from ._instrument import Instrument, Observers, debug_log
 from ._policy import Close, FixedWait, Pending
-from ._request import FAILED, IN_FLIGHT, PENDING, Batch, Request, Strategy, running_batch
+from ._request import FAILED, IN_FLIGHT, NO_TIME, PENDING, Batch, Request, Strategy, running_batch
 from ._runtime import Runtime, Waiter, current_process, handler_name
 from ._runtime._native import RLock, allocate_lock
 from ._statistics import Tally
@@ -128,6 +128,7 @@ class Collector:
         self._quiet = False  # home had nothing else to do just now, and no call came
         self._task: Task | None = None  # the current one
         self._drained: dict[Waiter, None] = {}  # who waits for the end of a drain, in order
+        self._room_wanted: dict[Waiter, None] = {}  # who waits for a place in the queue, in order
         self._overtaken = False  # a handler may hold on to its thread, and nobody waits for it
         self._ended: list[Batch] = []  # to be shown to who observes
         self._stall_told_at = -inf
@@ -135,15 +136,19 @@ class Collector:
         self._seconds_each: float | None = None  # that the handler takes for a request, on average of late
         runtime.on_lost(partial(_lose, ref(self)))
 
-    def accept(self, request: Request[Any]) -> None:
-        """Put a request among the pending ones. Raises QueueClosed after `drain`, QueueFull where there are enough."""
+    def accept(self, request: Request[Any], patient: bool = False) -> None:
+        """Put a request among the pending ones. Raises QueueClosed after `drain`, QueueFull where there are enough.
+
+        Who is `patient` waits for a place instead; raises QueueTimeout where the deadline passes meanwhile.
+        """
         observers = self.observers
         for observe in observers.call_made:
             observe(request)
         if self.lock._is_owned():
             self._accept_later(request)
         else:
-            self._accept_now(request)
+            while not self._accept_now(request, patient):
+                self._wait_for_room(request)
         for observe in observers.call_accepted:
             observe(request)
 
@@ -299,7 +304,9 @@ class Collector:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _accept_now(self, request: Request[Any]) -> None:
+    def _accept_now(self, request: Request[Any], patient: bool = False) -> bool:
+        """Accept it or raise; False where the queue is full, and the caller patient."""
+        decided = True
         refusal: UBatchError | None = None
         late: list[Waiter] = []
         then: Act | None = None
@@ -309,7 +316,8 @@ class Collector:
                     if self._pending.count >= self._max_queue and request.accepted_at >= self._late_at:
                         late = self._let_go_who_is_late(request.accepted_at)
                     if self.lifecycle.stopped or self._pending.count >= self._max_queue:
-                        refusal = self._refusal()
+                        decided = self.lifecycle.stopped or not patient
+                        refusal = self._refusal() if decided else None
                     else:
                         count = self._pending.add(request)
                         self._late_at = min(self._late_at, request.deadline_at)
@@ -333,6 +341,30 @@ class Collector:
             self.catch_up()
         if refusal is not None:
             raise refusal
+        return decided
+
+    def _wait_for_room(self, request: Request[Any]) -> None:
+        """Wait for a place in the queue, or the end of the batcher. Raises QueueTimeout where the deadline passes.
+
+        May come back early: who waits stays known until it leaves, so it is told again.
+        """
+        waiter = self.runtime.waiter()
+        try:
+            with self.lock:
+                if self.lifecycle.stopped or self._pending.count < self._max_queue:
+                    return
+                self._room_wanted[waiter] = None
+            self.catch_up()
+            request.wait_once(waiter)
+        finally:
+            self._room_wanted.pop(waiter, None)  # one step, and no lock
+        if request.deadline_at - self.clock() <= NO_TIME:
+            error = self._late_error()
+            with self.lock:
+                request.end(FAILED, error)
+                self._tally.ends["expired"] += 1
+            self.catch_up()
+            raise error
 
     def _accept_later(self, request: Request[Any]) -> None:
         """Called inside a section of this very thread: by a signal handler, a finalizer, or a greenlet that one of them
@@ -578,6 +610,7 @@ class Collector:
     def _mend(self) -> None:
         """After an exception from outside in a section, before another thread can see what it left half done."""
         self._pending.rebuild(lambda request: request._state == PENDING)
+        self._tell_of_room()
 
     def _renew(self) -> Act | None:
         """A handler that was given up may never come back: let the executor make new places for those to come."""
@@ -612,6 +645,7 @@ class Collector:
         self._in_flight.append(batch)
         batch.take()
         self._pending.drop(step.shape, len(requests))
+        self._tell_of_room()
         self._tally.batch_closed(step.reason, [request.accepted_at for request in requests], now)
         # With nothing left the next step can only be to sleep, so it is decided at once.
         return partial(self._dispatch, batch, None if self._pending.count else self._close_or_sleep(now))
@@ -702,6 +736,7 @@ class Collector:
     def _end_pending(self, request: Request[Any], error: UBatchError, how: str) -> tuple[Waiter, ...]:
         waiters = request.end(FAILED, error)  # first: `_recover` puts the rest right
         self._pending.remove(request)
+        self._tell_of_room()
         self._wanted -= 1  # one less is there, of those that it was counted from
         self._tally.ends[how] += 1
         return waiters
@@ -711,7 +746,13 @@ class Collector:
         self._tally.ends["closed"] += len(requests)
         waiters = [waiter for request in requests for waiter in request.end(FAILED, error)]
         self._pending = Pending()
+        self._tell_of_room()
         return waiters
+
+    def _tell_of_room(self) -> None:
+        """There is a place in the queue, or the end of it: have those woken who wait for one, after the section."""
+        if self._room_wanted:
+            self._later.append(partial(self.runtime.wake, tuple(self._room_wanted)))
 
     def _left(self) -> int:
         """How many requests have not ended."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import update_wrapper
 from types import MethodType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from ._batcher import Outputs, UBatch
+from ._map import Mappable
 from ._request import Request
 from ._runtime import handler_name
 
@@ -19,8 +20,8 @@ Returned = TypeVar("Returned")
 A = TypeVar("A")
 
 
-class BatchedFunction(Generic[P, Q, Returned, Out]):
-    """A decorated function. Called, it is the function itself; `ubatch`, `submit` and `map` go through `batcher`.
+class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
+    """A decorated function. Called, it is the function itself; its methods go through `batcher`.
 
     In a class it is a method, and each instance has a batcher of its own, which is gone with the instance.
     """
@@ -46,10 +47,6 @@ class BatchedFunction(Generic[P, Q, Returned, Out]):
         """`UBatch.submit`: make a call without waiting."""
         return self.batcher.submit(*args, **kwargs)
 
-    def map(self, items: Iterable[Any], /, *more: Iterable[Any]) -> list[Out]:
-        """`UBatch.map`: many calls at once, answers in order."""
-        return self.batcher.map(items, *more)
-
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> BatchedFunction[P, Q, Returned, Out]: ...
 
@@ -58,6 +55,11 @@ class BatchedFunction(Generic[P, Q, Returned, Out]):
 
     def __get__(self, instance: object | None, owner: type[Any]) -> Any:
         return self if instance is None else BatchedMethod(self, instance, self._batcher_of(instance))
+
+    def _answers(
+        self, columns: tuple[Iterable[Any], ...], window: int | None, return_exceptions: bool
+    ) -> Iterator[Any]:
+        return self.batcher._answers(columns, window, return_exceptions)
 
     def __repr__(self) -> str:
         return f"<ubatch_decorator of {handler_name(self._function)!r}: {self.batcher!r}>"
@@ -80,7 +82,7 @@ class BatchedFunction(Generic[P, Q, Returned, Out]):
         return entry[1]
 
 
-class BatchedMethod(Generic[Returned, Out]):
+class BatchedMethod(Mappable[Any, Out], Generic[Returned, Out]):
     """A decorated method of one instance, as `instance.method` gives it."""
 
     __slots__ = ("_method", "batcher")
@@ -101,9 +103,10 @@ class BatchedMethod(Generic[Returned, Out]):
         """`UBatch.submit`: make a call without waiting. The request keeps the instance alive."""
         return self.batcher._submit(self._method, args, kwargs)
 
-    def map(self, items: Iterable[Any], /, *more: Iterable[Any]) -> list[Out]:
-        """`UBatch.map`: many calls at once, answers in order."""
-        return self.batcher._map(self._method, items, *more)
+    def _answers(
+        self, columns: tuple[Iterable[Any], ...], window: int | None, return_exceptions: bool
+    ) -> Iterator[Any]:
+        return self.batcher._answers_of(self._method, columns, window, return_exceptions)
 
     def __repr__(self) -> str:
         return f"<ubatch_decorator of {self._method!r}: {self.batcher!r}>"
@@ -125,7 +128,7 @@ class _Decorator(Protocol):
 
 
 def ubatch_decorator(max_size: int, timeout: float, **options: Any) -> _Decorator:
-    """Give a function of lists the methods `ubatch`, `submit` and `map`; `batcher` is its `UBatch`.
+    """Give a function of lists the methods `ubatch`, `submit`, `map` and `imap`; `batcher` is its `UBatch`.
 
     The options are those of `UBatch`, checked at once. Called directly the function is what it was. It may be a
     function, a `functools.partial` object, or a method: then each instance has its own batcher.

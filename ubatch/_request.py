@@ -211,14 +211,23 @@ class Request(Noted, Generic[Out]):
 
     def _wait(self, waiter: Waiter) -> None:
         """Park the caller until the request ends; at its deadline, end it."""
-        collector = self.collector
+        while self._state < ANSWERED and self.deadline_at - self.collector.clock() > NO_TIME:
+            self.wait_once(waiter)
+        if self._state < ANSWERED:
+            self.collector.expire(self)
+        while self._state < ANSWERED:  # whatever else may switch to this greenlet
+            waiter.get()
+
+    def wait_once(self, waiter: Waiter) -> None:
+        """Park the caller until `waiter` is woken, or the deadline has passed, or something else switches to it.
+
+        Raises ReentrantCall in a handler for which the request would wait for ever.
+        """
         if self.deadline_at != inf:
-            while self._state < ANSWERED and (left := self.deadline_at - collector.clock()) > NO_TIME:
-                waiter.wait(left)
-            collector.expire(self)
+            waiter.wait(max(0.0, self.deadline_at - self.collector.clock()))
         elif (batch := _running.get()) is not None:
             batch.wait_for(self, waiter)
-        while self._state < ANSWERED:  # whatever else may switch to this greenlet
+        else:
             waiter.get()
 
     def _outcome_for_caller(self) -> Out:
@@ -354,7 +363,7 @@ class Batch(Noted):
         return Settled(waiters, answered, failed)
 
     def wait_for(self, request: Request[Any], waiter: Waiter) -> None:
-        """Wait, inside the handler, for a request of this or of another batcher; refuse where that can never end."""
+        """Park, inside the handler, for a request of this or of another batcher; refuse where that can never end."""
         self._waits_for = request
         try:
             if _never_ends(request, {self}):
@@ -362,8 +371,7 @@ class Batch(Noted):
                     f"the handler {_name(self.handler)} waits for its own batcher, which has no place left to answer: "
                     "call the function directly, or give the batcher a higher max_in_flight"
                 )
-            while request._state < ANSWERED:  # whatever else may switch to this greenlet
-                waiter.get()
+            waiter.get()
         finally:
             self._waits_for = None
 

@@ -23,6 +23,9 @@ assert_type(predict.submit(np.zeros(3)), Request[float])
 assert_type(predict.submit(np.zeros(3)).result(1.0), float)
 assert_type(predict.submit(np.zeros(3)).exception(), Exception | None)
 assert_type(predict.map([np.zeros(3)]), list[float])
+assert_type(predict.map([np.zeros(3)], window=8, return_exceptions=True), list[float | Exception])
+assert_type(next(predict.imap([np.zeros(3)])), float)
+assert_type(next(predict.imap([np.zeros(3)], return_exceptions=True)), float | Exception)
 predict.ubatch("no array")  # type: ignore[call-overload]
 predict.map(["no array"])  # type: ignore[list-item]
 predict.set_handler(3)  # type: ignore[arg-type]
@@ -91,3 +94,4 @@ class Scorer:
 assert_type(Scorer().score(["a"]), list[float])
 assert_type(Scorer().score.ubatch("a"), float)
 assert_type(Scorer().score.map(["a"]), list[float])
+assert_type(next(Scorer().score.imap(["a"])), float)
