@@ -28,7 +28,7 @@ from ._isolation import isolate
 from ._map import Mappable, answers
 from ._options import count, flag, function, one_of, seconds
 from ._policy import Eager, FixedWait
-from ._request import Out, Request, Strategy, plainly
+from ._request import Out, Request, Strategy, Submitted, plainly
 from ._runtime import RUNTIMES, Runtime, choose, current_process, handler_name
 from ._runtime._native import RLock
 from ._statistics import Statistics, Tally
@@ -171,7 +171,8 @@ class UBatch(Mappable[In, Out]):
     def submit(self, **named: Any) -> Request[Out]: ...
 
     def submit(self, *args: Any, **kwargs: Any) -> Request[Out]:
-        """Make a call without waiting: the request that is returned has `result(timeout)`, `done()` and `cancel()`.
+        """Make a call without waiting: the request that is returned has `result(timeout)`, `done()`, `cancel()` and
+        `add_done_callback(function)`. If it fails and nobody asks, an ERROR is logged.
 
         Raises TypeError where the arguments do not fit the handler, or a `UBatchError` where nothing can be accepted.
         """
@@ -265,24 +266,24 @@ class UBatch(Mappable[In, Out]):
     # -----------------------------------------------------------------------------------------------------------------
 
     def _call(self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Out:
-        request = self._request(handler, args, kwargs)
+        request = self._request(Request, handler, args, kwargs)
         waiter = request.expect()
         request.collector.accept(request)
         return request.answer(waiter)
 
     def _submit(
-        self,
-        handler: Callable[..., Any] | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        patient: bool = False,
+        self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Request[Out]:
-        request = self._request(handler, args, kwargs)
-        request.collector.accept(request, patient)
+        request = self._request(Submitted, handler, args, kwargs)
+        request.collector.accept(request)
         return request
 
     def _request(
-        self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        kind: type[Request[Out]],
+        handler: Callable[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Request[Out]:
         shape = form_of(args, kwargs)
         respell = self._forms[shape] if shape in self._forms else self._learn(args, kwargs, shape)
@@ -292,7 +293,7 @@ class UBatch(Mappable[In, Out]):
         if collector is None or collector.forks != _runtime.forks or _runtime.FORKS_UNSEEN:
             collector = self._open()
         now = collector.clock()
-        return Request(
+        return kind(
             collector,
             handler,  # type: ignore[arg-type]
             args,
@@ -314,9 +315,14 @@ class UBatch(Mappable[In, Out]):
         window: int | None,
         return_exceptions: bool,
     ) -> Iterator[Any]:
+        def submit(args: tuple[Any, ...]) -> Request[Out]:
+            request = self._request(Request, handler, args, {})
+            request.collector.accept(request, patient=True)
+            return request
+
         batches = self._options.max_in_flight + 1
         return answers(
-            lambda args: self._submit(handler, args, {}, patient=True),
+            submit,
             zip(*columns, strict=False),
             batches * self.max_size if window is None else count("window", window),
             flag("return_exceptions", return_exceptions),

@@ -46,12 +46,13 @@ from ._handler import HandlerCall
 from ._instrument import Instrument, Observers, debug_log
 from ._policy import Close, FixedWait, Pending
 from ._request import FAILED, IN_FLIGHT, NO_TIME, PENDING, Batch, Request, Strategy, running_batch
-from ._runtime import Runtime, Waiter, current_process, handler_name
+from ._runtime import Runtime, Waiter, Wakeable, current_process, handler_name
 from ._runtime._native import RLock, allocate_lock
 from ._statistics import Tally
 
 NEVER = maxsize  # more requests than will ever be pending
 NOWHERE = (-1, -1)  # no process
+Callback = Any  # of `Request.add_done_callback`
 Act = Callable[[], Any]  # something to do; it may return what to do next
 STALL_TOLD_EVERY = 60.0  # seconds, at most; arbitrary: a handler that is always slow must not fill the log
 WEIGHT = 0.2  # of the latest batch in the average of seconds per request; arbitrary, some ten batches are remembered
@@ -118,6 +119,9 @@ class Collector:
         self._signal = runtime.signal()
         self._later: deque[Act] = deque()  # what this or another thread could not do inside its own section
         self._catching_up = allocate_lock()
+        self._unseen: deque[Exception] = deque()  # errors of requests that were dropped before anybody asked
+        self._to_call: deque[Callback] = deque()
+        self._calling = allocate_lock()  # taken by the task that calls them
         # The rest is guarded by the lock.
         self._pending = Pending()
         self._in_flight: list[Batch] = []
@@ -184,7 +188,7 @@ class Collector:
             self._later.append(partial(self.expire, request))
             return
         try:
-            waiters: list[Waiter] = []
+            waiters: list[Wakeable] = []
             with self.lock:
                 try:
                     if request._state == PENDING:
@@ -253,6 +257,7 @@ class Collector:
             self._task = None  # its greenlet will not say so
         self._fail_all(f"the thread that collected for the batcher {self.name!r} has ended")
         self._executor.close()
+        self._report_unseen()
 
     def reopen(self) -> None:
         """Start the lifecycle again. Raises QueueClosed while a drain goes on."""
@@ -262,6 +267,27 @@ class Collector:
             self.lifecycle.stopped = False
         self._signal.set()  # it may sleep as one does that has only to end
         self.catch_up()
+
+    def nobody_asked(self, error: Exception) -> None:
+        """A request was dropped with this error. A finalizer calls this, so it takes no lock, and does not log."""
+        if not self.is_current():
+            return
+        self._unseen.append(error)
+        with suppress(Exception):  # home may have gone before
+            if self._task is None:
+                self.runtime.spawn_in_finalizer(self._report_unseen)
+            else:
+                self._signal.set()
+
+    def call_back(self, callback: Callback) -> None:
+        """Call it in a task that calls them all, one after the other."""
+        self._to_call.append(callback)
+        if not self._calling.acquire(False):
+            return
+        try:
+            self.runtime.spawn(self._call_back_all, f"ubatch-callbacks:{self.name}")
+        except Exception:  # home has gone, or there is no thread to be had: then here
+            self._call_back_all()
 
     def is_current(self) -> bool:
         """Whether this is the process that the collector was made in."""
@@ -308,7 +334,7 @@ class Collector:
         """Accept it or raise; False where the queue is full, and the caller patient."""
         decided = True
         refusal: UBatchError | None = None
-        late: list[Waiter] = []
+        late: list[Wakeable] = []
         then: Act | None = None
         try:
             with self.lock:  # nothing can come between its acquire and the section, as it could with a `try`
@@ -463,7 +489,13 @@ class Collector:
                 if self._task is task:
                     now = self.clock()
                     self._wanted, self._place_wanted = NEVER, False
-                    act = self._renew() or self._show_ended() or self._begin_stall(now) or self._close_or_sleep(now)
+                    act = (
+                        self._renew()
+                        or self._show_ended()
+                        or self._tell_unseen()
+                        or self._begin_stall(now)
+                        or self._close_or_sleep(now)
+                    )
             except BaseException:
                 self._mend()
                 raise
@@ -523,12 +555,12 @@ class Collector:
                 batch.shown = True
                 self._ended.append(batch)
                 ring = ring or self._task is not None
-            unseen = [] if self._task is not None else self._take_ended()
+            unshown = [] if self._task is not None else self._take_ended()
         self.runtime.wake(waiters)
         if ring:
             self._signal.set()
-        if unseen:
-            self._show_apart(unseen)
+        if unshown:
+            self._show_apart(unshown)
 
     def _end_collecting(self, task: Task) -> None:
         """The collector's task ends: as it should, or killed, or it never came up. The next call starts another."""
@@ -547,13 +579,15 @@ class Collector:
                 waiters += settled.waiters
                 self._tally.ends["closed"] += settled.failed
             waiters += self._drain_ended()
-            unseen = self._take_ended()
+            unshown = self._take_ended()
         self.catch_up()
         if self.lifecycle.stopped:
             self._executor.close()
         self.runtime.wake(waiters)
-        if unseen:
-            self._show_apart(unseen)
+        if unshown:
+            self._show_apart(unshown)
+        # Last: what comes later finds no task, and makes one of its own.
+        self._report_unseen()
 
     def _fail_all(self, because: str) -> int:
         """End every request, wherever it is, and return how many; a handler may still run, for nobody."""
@@ -594,6 +628,36 @@ class Collector:
         """Where there is no collector any more."""
         with suppress(Exception):  # home may have gone too, or there is no thread to be had
             self.runtime.spawn(partial(self._show, batches), f"ubatch-collector:{self.name}")
+
+    def _call_back_all(self) -> None:
+        """Called with `_calling` taken.
+
+        1. This finds nothing more to call.
+        2. Another thread appends one, and finds the lock taken.
+        3. This releases it: so it must look again.
+        """
+        while self._to_call:
+            try:
+                while self._to_call:
+                    self._to_call.popleft().call()
+            finally:
+                self._calling.release()
+            if not self._to_call or not self._calling.acquire(False):
+                return
+        self._calling.release()
+
+    def _report_unseen(self) -> None:
+        """Log the errors that nobody asked for, each once, with how many calls had it."""
+        errors: dict[int, list[Exception]] = {}
+        while self._unseen:
+            error = self._unseen.popleft()
+            errors.setdefault(id(error), []).append(error)
+        for same in errors.values():
+            import logging  # here, because it is seldom needed
+
+            logging.getLogger("ubatch").error(
+                "%d calls of %r failed, and nobody asked for their results", len(same), self.name, exc_info=same[0]
+            )
 
     def _report_stall(self, batches: list[Batch], seconds: float) -> None:
         import logging  # here, because the core has nothing else to log
@@ -675,6 +739,9 @@ class Collector:
         seconds = max((self.clock() - batch.started_at for batch in self._in_flight if batch.stalled), default=0.0)
         return f"; it has not come back for {seconds:.1f} seconds" if seconds else ""
 
+    def _tell_unseen(self) -> Act | None:
+        return self._report_unseen if self._unseen else None
+
     def _show_ended(self) -> Act | None:
         return partial(self._show, self._take_ended()) if self._ended else None
 
@@ -710,12 +777,12 @@ class Collector:
             retry_after,
         )
 
-    def _end_late(self, requests: list[Request[Any]]) -> list[Waiter]:
+    def _end_late(self, requests: list[Request[Any]]) -> list[Wakeable]:
         """End pending requests whose deadline has passed."""
         error = self._late_error()
         return [waiter for request in requests for waiter in self._end_pending(request, error, "expired")]
 
-    def _let_go_who_is_late(self, now: float) -> list[Waiter]:
+    def _let_go_who_is_late(self, now: float) -> list[Wakeable]:
         """End the pending requests whose deadline has passed and nobody waits for: they keep others out."""
         pending = self._pending.all()
         self._late_at = min((request.deadline_at for request in pending if request.deadline_at > now), default=inf)
@@ -733,7 +800,7 @@ class Collector:
             + self._stall_note()
         )
 
-    def _end_pending(self, request: Request[Any], error: UBatchError, how: str) -> tuple[Waiter, ...]:
+    def _end_pending(self, request: Request[Any], error: UBatchError, how: str) -> tuple[Wakeable, ...]:
         waiters = request.end(FAILED, error)  # first: `_recover` puts the rest right
         self._pending.remove(request)
         self._tell_of_room()
@@ -741,7 +808,7 @@ class Collector:
         self._tally.ends[how] += 1
         return waiters
 
-    def _fail_pending(self, error: UBatchError) -> list[Waiter]:
+    def _fail_pending(self, error: UBatchError) -> list[Wakeable]:
         requests = self._pending.all()
         self._tally.ends["closed"] += len(requests)
         waiters = [waiter for request in requests for waiter in request.end(FAILED, error)]
@@ -762,7 +829,7 @@ class Collector:
         """Without those whose callers have given up."""
         return sum(not request.done() for batch in self._in_flight for request in batch.requests)
 
-    def _drain_ended(self) -> list[Waiter]:
+    def _drain_ended(self) -> list[Wakeable]:
         """Whom to tell that the drain is over, if it is."""
         return list(self._drained) if self._is_drained() else []
 

@@ -10,10 +10,11 @@ Guarantees:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from copy import copy
 from traceback import clear_frames
-from types import MemberDescriptorType
+from types import FrameType, MemberDescriptorType
 from typing import Any
 
 
@@ -180,29 +181,52 @@ def through_a_handler(error: Exception, handler: str) -> Exception:
 
 def forget_frames(error: BaseException) -> None:
     """Let go of what the frames of a traceback hold, inputs and tensors and the exception itself; the lines stay."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
+    for link in _chain(error):
         clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
 
 
 def without_our_frames(error: BaseException) -> bool:
-    """Let the traceback begin in the handler. Ours hold the batch, which holds the error: a circle.
-
-    Returns whether it came through them; if not, the handler has caught it itself.
-    """
+    """Let the traceback begin in the handler. Returns whether it came through us; if not, the handler has caught it."""
     traceback = error.__traceback__
     ours = False
-    while traceback is not None and traceback.tb_frame.f_globals.get("__package__") == __package__:
+    while traceback is not None and _is_ours(traceback.tb_frame):
         traceback, ours = traceback.tb_next, True
     if ours:
         error.__traceback__ = traceback
     return ours
 
 
+def clear_our_frames(error: BaseException) -> None:
+    """Let those of our frames that have ended go of what they hold: the batch, which holds the error. A circle.
+
+    They stay, behind the handler's: a frame keeps the one that called it.
+    """
+    for link in _chain(error):
+        frame = None if link.__traceback__ is None else link.__traceback__.tb_frame.f_back
+        with suppress(RuntimeError):  # from here on they still run; these let go themselves
+            while frame is not None:
+                if _is_ours(frame):
+                    frame.clear()
+                frame = frame.f_back
+
+
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _is_ours(frame: FrameType) -> bool:
+    package = frame.f_globals.get("__package__") or ""
+    return package == __package__ or package.startswith(f"{__package__}.")
+
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class made by a `class` statement, not for the built-in ones
 

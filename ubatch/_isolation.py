@@ -63,8 +63,10 @@ class _Search:
         self._known: set[int] = set()  # positions that need no further call
 
     def outcomes(self) -> list[Any]:
-        first, second = _halves(range(len(self._items)))
-        failing = [half for half in (first, second) if not self._try(half)]
+        failing: list[Sequence[int]] = []
+        for half in _halves(range(len(self._items))):
+            if not self._try(half):  # in no comprehension: its frame would keep what it closes over
+                failing.append(half)
         if len(failing) == 2 and not self._any_single_succeeds():
             return self._outcomes
         for half in failing:
@@ -74,7 +76,10 @@ class _Search:
     def _any_single_succeeds(self) -> bool:
         size = len(self._items)
         probes = {size * probe // PROBES for probe in range(PROBES)} - self._known
-        return any(self._try([position]) for position in sorted(probes))
+        for position in sorted(probes):  # noqa: SIM110 (the same)
+            if self._try([position]):
+                return True
+        return False
 
     def _split(self, positions: Sequence[int]) -> None:
         """Find out about each of these, which as a whole are thought to fail."""

@@ -25,6 +25,7 @@ from ._errors import (
     ReentrantCall,
     RequestCancelled,
     ResultLost,
+    clear_our_frames,
     copied,
     for_caller,
     forget_frames,
@@ -35,7 +36,7 @@ from ._runtime import handler_name, stack_of_caller
 
 if TYPE_CHECKING:
     from ._collector import Collector
-    from ._runtime import Waiter
+    from ._runtime import Waiter, Wakeable
 
 Out = TypeVar("Out")
 
@@ -96,7 +97,7 @@ class Request(Noted, Generic[Out]):
         self.timing: Timing | None = None
         self._state = PENDING
         self._outcome: Any = None
-        self._waiters: tuple[Waiter, ...] = ()
+        self._waiters: tuple[Wakeable, ...] = ()
 
     def result(self, timeout: float | None = None) -> Out:
         """Return the answer, waiting for it at most `timeout` seconds (None: as long as it takes).
@@ -123,6 +124,20 @@ class Request(Noted, Generic[Out]):
     def cancelled(self) -> bool:
         """Whether `cancel` ended the request."""
         return self._state == FAILED and type(self._outcome) is RequestCancelled
+
+    def add_done_callback(self, function: Callable[[Request[Out]], object]) -> None:
+        """Have `function(request)` called once the request has ended, at once where it has.
+
+        It is called in a task of its own, a greenlet at home or a thread, one function after the other. It may wait,
+        for another call of the same batcher as well. What it raises is logged.
+
+        Raises ResultLost for a request that was made before a fork, in another process.
+        """
+        if not self.collector.is_current():
+            raise self._elsewhere()
+        callback = _Callback(self, function)
+        if not self._add_waiter(callback):
+            callback.call()
 
     @property
     def queue_seconds(self) -> float | None:
@@ -162,7 +177,7 @@ class Request(Noted, Generic[Out]):
         finally:
             self._outcome = None  # an error that is raised holds this frame: no circle
 
-    def end(self, state: int, outcome: Any) -> tuple[Waiter, ...]:
+    def end(self, state: int, outcome: Any) -> tuple[Wakeable, ...]:
         """Set the outcome, unless there is one, and return whom to wake. Under the lock."""
         if self._state >= ANSWERED:
             return ()
@@ -175,7 +190,7 @@ class Request(Noted, Generic[Out]):
             return
         collector = self.collector
         if not collector.is_current():
-            raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
+            raise self._elsewhere()
         collector.refuse_to_wait()
         until = inf if timeout is None else collector.clock() + timeout
         waiter = collector.runtime.waiter()
@@ -195,7 +210,10 @@ class Request(Noted, Generic[Out]):
             if self._state < ANSWERED:
                 self._remove_waiter(waiter)
 
-    def _add_waiter(self, waiter: Waiter) -> bool:
+    def _elsewhere(self) -> ResultLost:
+        return ResultLost("the call was made in another process, before a fork: only that one can answer it")
+
+    def _add_waiter(self, waiter: Wakeable) -> bool:
         """Whether there is anything left to wait for."""
         with self.collector.lock:
             waits = self._state < ANSWERED
@@ -246,6 +264,49 @@ class Request(Noted, Generic[Out]):
         # Its own, then copies for who asks again: an error that is raised holds the frames that hold this request.
         self._outcome = copied(error)
         return error
+
+
+class Submitted(Request[Out]):
+    """A request that `submit` has returned. If it fails, and is dropped before anybody asked, that is logged."""
+
+    __slots__ = ("_asked",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._asked = False
+
+    def cancel(self) -> bool:
+        self._asked = True  # by who does not want it
+        return super().cancel()
+
+    def _error(self) -> Exception:
+        self._asked = True
+        return super()._error()
+
+    def __del__(self) -> None:
+        if self._state >= FAILED and not self._asked and type(self._outcome) is not RequestCancelled:
+            self.collector.nobody_asked(self._outcome)
+
+
+class _Callback:
+    """Stands among a request's waiters, and is set like one."""
+
+    __slots__ = ("_function", "_request")
+
+    def __init__(self, request: Request[Any], function: Callable[[Any], object]) -> None:
+        self._request = request
+        self._function = function
+
+    def set(self) -> None:
+        self._request.collector.call_back(self)
+
+    def call(self) -> None:
+        try:
+            self._function(self._request)
+        except Exception:
+            import logging  # here, because it is seldom needed
+
+            logging.getLogger("ubatch").exception("a done callback must not raise: %r did", self._function)
 
 
 class Timing:
@@ -320,13 +381,17 @@ class Batch(Noted):
             self._keep(Context().run(self._call))
         except Exception as error:
             without_our_frames(error)
+            clear_our_frames(error)
             self.error = through_a_handler(error, handler_name(self.handler))
         except BaseException as error:
             without_our_frames(error)
+            clear_our_frames(error)
             self.error = HandlerAborted(f"the handler {_name(self.handler)} ended with {error!r}")
             self.error.__cause__ = error
             if isinstance(error, KeyboardInterrupt):
                 raise
+        finally:
+            del self  # the handler's frame keeps this one, and what it refers to
 
     def _keep(self, outputs: list[Any]) -> None:
         errors = [(at, output) for at, output in enumerate(outputs) if isinstance(output, Exception)]
@@ -335,6 +400,7 @@ class Batch(Noted):
             for at, error in errors:
                 if not without_our_frames(error) and error.__traceback__ is not None:
                     forget_frames(error)  # the handler's, which hold this very exception among its outputs
+                clear_our_frames(error)
                 outputs[at] = through_a_handler(error, handler_name(self.handler))
             self._own = {id(outputs[at]) for at, error in errors if counts[id(error)] == 1}
         self._outputs = outputs
@@ -342,13 +408,16 @@ class Batch(Noted):
     def run_watched(self) -> None:
         """`run`, such that `stack` tells where the handler is."""
         self.stack = stack_of_caller()
-        self.run()
+        try:
+            self.run()
+        finally:
+            del self  # as there
 
     def settle(self) -> Settled:
         """Give each request its outcome. Under the lock."""
         if self._outputs is None and self.error is None:
             self.error = HandlerAborted(f"the handler {_name(self.handler)} was killed")
-        waiters: list[Waiter] = []
+        waiters: list[Wakeable] = []
         answered = failed = 0
         for request, output in zip(self.requests, self._outputs or repeat(self.error), strict=False):
             if request._state == IN_FLIGHT:  # else its caller has given up, or this was interrupted and is done again
@@ -410,7 +479,7 @@ def plainly(call: Callable[[list[Request[Any]]], list[Any]], requests: list[Requ
 class Settled(NamedTuple):
     """What came of a batch: whom to wake, and how many of its requests ended just now, and how."""
 
-    waiters: list[Waiter]
+    waiters: list[Wakeable]
     answered: int
     failed: int
 

@@ -33,7 +33,7 @@ from typing import Any
 
 from ._batcher import UBatch
 from ._request import running_batch
-from ._runtime import Executor, Runtime, Signal, Waiter, Where, choose
+from ._runtime import Executor, Runtime, Signal, Waiter, Wakeable, Where, choose
 from ._runtime._native import allocate_lock
 
 __all__ = ["Call", "Gate", "RecordingHandler", "UBatch", "VirtualRuntime"]
@@ -101,6 +101,7 @@ class VirtualRuntime(Runtime):
 
     def spawn(self, target: Callable[[], None], name: str) -> None:
         def task() -> None:
+            _in_task.set(True)
             try:
                 target()
             finally:
@@ -119,7 +120,7 @@ class VirtualRuntime(Runtime):
     def waiter(self) -> Waiter:
         return _Spot(self, self.inner.waiter(), counted=_in_task.get() or running_batch() is not None)
 
-    def wake(self, waiters: Sequence[Waiter]) -> None:
+    def wake(self, waiters: Sequence[Wakeable]) -> None:
         for waiter in waiters:
             waiter.set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ._base import Executor, Runtime, Signal, Waiter, Where
+from ._base import Executor, Runtime, Signal, Waiter, Wakeable, Where
 from ._names import handler_name, unwrapped
 from ._threading import ThreadingRuntime
 from ._world import green_half, may_be_home, stack_of_caller
@@ -15,6 +15,7 @@ __all__ = [
     "Runtime",
     "Signal",
     "Waiter",
+    "Wakeable",
     "Where",
     "choose",
     "current_process",

@@ -170,6 +170,7 @@ class _OnHub:
             job()  # type: ignore[misc]
         finally:
             self._job = None
+            del job  # the handler's frame keeps this one, and what it refers to
             seconds = auto._clock() - began
             if seconds > SHORT or self._waited:
                 auto._learn_on_hub(self._waited, self._handler)
@@ -199,6 +200,7 @@ class _Natively:
         try:
             self._job()
         finally:
+            self._job = _nothing  # the handler's frame keeps this one, and what it refers to
             self._seconds = self._auto._clock() - began
             self._waited = self._auto._waited_here()
 
@@ -207,6 +209,7 @@ class _Natively:
             self._auto._learn_natively(self._seconds, self._waited)
         finally:
             self._done()
+            self._done = _nothing
 
 
 def _torch(name: str) -> Callable[..., Any]:

@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 
-class Waiter(Protocol):
+class Wakeable(Protocol):
+    """What waits for something, or is to be called then."""
+
+    def set(self) -> None:
+        """Let it go on. Called through `Runtime.wake`."""
+
+
+class Waiter(Wakeable, Protocol):
     """Parks the caller that made it, once, until somebody sets it. Setting it first is fine, and so is setting twice.
 
     It is `gevent.event.AsyncResult`'s own interface, so that the commonest waiter needs no wrapper.
@@ -25,9 +32,6 @@ class Waiter(Protocol):
 
     def wait(self, timeout: float) -> object:
         """Wait for `set`, at most `timeout` seconds; how it ended is for the caller to find out."""
-
-    def set(self) -> None:
-        """Let the caller go on. Called through `Runtime.wake`."""
 
 
 class Signal(Protocol):
@@ -84,6 +88,10 @@ class Runtime(ABC):
     def spawn(self, target: Callable[[], None], name: str) -> None:
         """Run `target` as a task at home. Anywhere."""
 
+    def spawn_in_finalizer(self, target: Callable[[], None]) -> None:
+        """The same, where this thread may hold any lock."""
+        self.spawn(target, "")
+
     @abstractmethod
     def signal(self) -> Signal:
         """A signal whose waiting task lives at home. Anywhere."""
@@ -93,7 +101,7 @@ class Runtime(ABC):
         """A waiter for the greenlet or thread that asks, whichever world that is in. Anywhere."""
 
     @abstractmethod
-    def wake(self, waiters: Sequence[Waiter]) -> None:
+    def wake(self, waiters: Sequence[Wakeable]) -> None:
         """Set all of these. Anywhere."""
 
     @abstractmethod

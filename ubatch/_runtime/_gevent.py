@@ -379,6 +379,7 @@ def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: An
             watcher.send()
         except ValueError:  # "operation on destroyed loop": nobody at home is left, but callers in other threads may be
             done()
+        del job, done  # the handler's frame keeps this one, and what it refers to
     end_batch()
 
 

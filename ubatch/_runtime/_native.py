@@ -44,9 +44,14 @@ def threading_is_patched() -> bool:
 def start_thread(target: Callable[[], None], name: str) -> None:
     """Start a native daemon thread. It carries `name` where `threading` knows native threads at all."""
     if threading_is_patched():
-        _start_new_thread(target, ())
+        start_raw_thread(target)
     else:
         threading.Thread(target=target, name=name, daemon=True).start()
+
+
+def start_raw_thread(target: Callable[[], None]) -> None:
+    """Start a native thread that `threading` knows nothing of."""
+    _start_new_thread(target, ())
 
 
 class LockWaiter:
@@ -178,6 +183,7 @@ class NativePool:
         try:
             job()
         finally:
+            del job  # the handler's frame keeps this one, and what it refers to
             with self._lock:
                 if jobs is self._jobs:
                     self._idle += 1

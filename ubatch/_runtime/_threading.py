@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
-from ._base import Executor, Runtime, Signal, Waiter, Where
-from ._native import NativePool, allocate_lock, start_thread
+from ._base import Executor, Runtime, Signal, Waiter, Wakeable, Where
+from ._native import NativePool, allocate_lock, start_raw_thread, start_thread
 from ._world import foreign_waiter
 
 # Seconds; the system makes some 0.1 ms of it. A thread that parks lets all run that are ready to. A bare yield of the
@@ -26,13 +27,16 @@ class ThreadingRuntime(Runtime):
     def spawn(self, target: Callable[[], None], name: str) -> None:
         start_thread(target, name)
 
+    def spawn_in_finalizer(self, target: Callable[[], None]) -> None:
+        start_raw_thread(target)  # `threading.Thread` takes a lock
+
     def signal(self) -> Signal:
         return _Signal()
 
     def waiter(self) -> Waiter:
         return foreign_waiter()
 
-    def wake(self, waiters: Sequence[Waiter]) -> None:
+    def wake(self, waiters: Sequence[Wakeable]) -> None:
         for waiter in waiters:
             waiter.set()
 
@@ -73,23 +77,26 @@ class _Signal:
         return bool(self._lock.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)))
 
 
+def _run(job: Callable[[], None], done: Callable[[], None]) -> None:
+    try:
+        with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself reaches the main thread alone
+            job()
+    finally:
+        try:
+            done()
+        except BaseException:
+            done()
+            raise
+        finally:
+            del job, done  # the handler's frame keeps this one, and what it refers to
+
+
 class _ThreadExecutor:
     def __init__(self, pool: NativePool) -> None:
         self._pool = pool
 
     def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
-        def run() -> None:
-            try:
-                with suppress(KeyboardInterrupt):  # its callers have it; Ctrl-C itself reaches the main thread alone
-                    job()
-            finally:
-                try:
-                    done()
-                except BaseException:
-                    done()
-                    raise
-
-        self._pool.submit(run)
+        self._pool.submit(partial(_run, job, done))
 
     def raised(self, error: Exception) -> None:
         pass
