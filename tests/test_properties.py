@@ -2,6 +2,9 @@
 
 Every call ends exactly once, with its own answer, in order; the handler sees no request that was cancelled, refused or
 late; never more than `max_queue` are pending; with one failing item per batch isolated, its neighbours are answered.
+After each step, with a place free at the handler: no batch is full, no request has waited for longer than the timeout,
+none at all is left behind by an eager batcher or by one that stops; whatever other shapes, cancels, deadlines, stops and
+restarts there were.
 """
 
 from __future__ import annotations
@@ -29,17 +32,11 @@ from ubatch.testing import RecordingHandler, VirtualRuntime
 CALL, ODD_CALL, HURRIED_CALL, ADVANCE, OPEN, CANCEL, KILL, STOP, START = range(9)
 MAX_QUEUE = 6
 
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.sampled_from([CALL, CALL, CALL, ODD_CALL, HURRIED_CALL]), st.integers(-3, 30)),
-        st.tuples(st.just(ADVANCE), st.sampled_from([0.0, 0.5, 1.0, 2.5, 10.0])),
-        st.tuples(st.just(OPEN), st.integers(1, 3)),
-        st.tuples(st.sampled_from([CANCEL, KILL]), st.integers(0, 100)),
-        st.tuples(st.just(STOP), st.sampled_from([None, 0.0, 1.0])),
-        st.tuples(st.just(START), st.none()),
-    ),
-    max_size=40,
-)
+OFTEN = [*[CALL] * 6, *[ODD_CALL] * 3, HURRIED_CALL, ADVANCE, OPEN, *[CANCEL] * 3, *[KILL] * 2, STOP, START]
+SECONDS = [0.0, 0.5, 1.0, 2.5, 10.0]
+STOP_WITHIN = [None, 0.0, 1.0]
+
+steps = st.lists(st.tuples(st.sampled_from(OFTEN), st.integers(0, 59)), max_size=40)
 
 
 class Poison(Exception):
@@ -76,6 +73,8 @@ class Schedule:
             runtime=runtime,
         ).set_handler(self.handler)
         self.max_size = max_size
+        self.places = places
+        self.eager = eager
         self.isolate = isolate
         self.requests: list[Any] = []  # (key, value, Request), as accepted
         self.callers: list[Any] = []  # (key, value, Call)
@@ -84,26 +83,39 @@ class Schedule:
 
     def apply(self, kind: int, argument: Any) -> None:
         if kind in (CALL, ODD_CALL, HURRIED_CALL):
-            self.call(argument, odd=kind == ODD_CALL, hurried=kind == HURRIED_CALL)
+            self.call(argument % 30 - 3, odd=kind == ODD_CALL, hurried=kind == HURRIED_CALL)
         elif kind == ADVANCE:
-            self.runtime.advance(argument)
+            self.runtime.advance(SECONDS[argument % 5])
         elif kind == OPEN:
-            self.gate.open(argument)
+            self.gate.open(argument % 10 + 1)
         elif kind == CANCEL and self.requests:
-            self.requests[argument % len(self.requests)][2].cancel()
+            self.requests[-1 - argument % min(3, len(self.requests))][2].cancel()  # one of the last: most are pending
         elif kind == KILL and self.callers and self.runtime.name == "gevent":
             self.runtime.settle()  # so that it has begun
-            call = self.callers[argument % len(self.callers)][2]
+            call = self.callers[-1 - argument % min(3, len(self.callers))][2]
             if not call.done:
                 call.kill()
         elif kind == STOP:
-            self.stops.append(self.runtime.call(self.batcher.stop, argument))
+            self.stops.append(self.runtime.call(self.batcher.stop, STOP_WITHIN[argument % 3]))
             self.runtime.settle()
         elif kind == START:
             try:
                 self.batcher.start()
             except BatcherClosed:
                 assert not all(stop.done for stop in self.stops)
+        self.runtime.settle()
+        self.check_that_none_waits_in_vain()
+
+    def check_that_none_waits_in_vain(self) -> None:
+        collector = self.batcher._collector_here()
+        if collector is None or len(collector._in_flight) >= self.places:
+            return
+        pending = collector._pending
+        assert all(pending.size(shape) < self.max_size for shape in pending._lines)
+        for request in pending.all():
+            assert not self.batcher.stopped
+            assert not self.eager
+            assert request.accepted_at + self.batcher.timeout > self.runtime.clock()
 
     def call(self, value: int, odd: bool, hurried: bool) -> None:
         self.keys += 1

@@ -656,8 +656,9 @@ class Collector:
             import logging  # here, because it is seldom needed
 
             logging.getLogger("ubatch").error(
-                "%d calls of %r failed, and nobody asked for their results", len(same), self.name, exc_info=same[0]
-            )
+                "calls of %r failed, and nobody asked for their results: %d with this error",
+                self.name, len(same), exc_info=same[0],
+            )  # fmt: skip
 
     def _report_stall(self, batches: list[Batch], seconds: float) -> None:
         import logging  # here, because the core has nothing else to log
