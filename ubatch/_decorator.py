@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from types import MethodType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from weakref import ReferenceType, ref
@@ -23,7 +23,8 @@ A = TypeVar("A")
 class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
     """A decorated function. Called, it is the function itself; its methods go through `batcher`.
 
-    In a class it is a method, and each instance has a batcher of its own, which is gone with the instance.
+    In a class it is a method, and each instance has a batcher of its own, which is gone with the instance. So it is
+    refused in a Flask view class that makes an instance for each request.
     """
 
     __name__: str
@@ -33,6 +34,8 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
         self._function = function
         self._make = make
         self._instances: dict[int, tuple[ReferenceType[Any], UBatch[Any, Out]]] = {}
+        self._alone = 0  # instances that are gone, and whose batches had one request each
+        self._ever_together = False
         self.batcher: UBatch[Any, Out] = make().set_handler(function)  # type: ignore[arg-type]
         update_wrapper(self, function)
 
@@ -46,6 +49,9 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
     def submit(self, *args: Q.args, **kwargs: Q.kwargs) -> Request[Out]:
         """`UBatch.submit`: make a call without waiting."""
         return self.batcher.submit(*args, **kwargs)
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        _refuse_one_per_request(owner, name)
 
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> BatchedFunction[P, Q, Returned, Out]: ...
@@ -69,9 +75,11 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
         # because instances need not be hashable.
         entry = self._instances.get(id(instance))
         if entry is None:
+            _refuse_one_per_request(type(instance), self.__name__)
+            self._warn_of_batches_of_one(type(instance))
             key, instances = id(instance), self._instances
             try:
-                reference = ref(instance, lambda _: instances.pop(key, None))
+                reference = ref(instance, partial(self._forget, key))
             except TypeError:
                 raise TypeError(
                     "the class of a method under ubatch_decorator must allow weak references; "
@@ -80,6 +88,27 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
             batcher = self._make().set_handler(_WeakMethod(self._function, reference))
             entry = instances.setdefault(key, (reference, batcher))
         return entry[1]
+
+    def _forget(self, key: int, _: object) -> None:
+        """The instance is gone. In a finalizer: nothing but to count."""
+        _reference, batcher = self._instances.pop(key)
+        tallies = [collector._tally for collector in batcher._collectors.values()]
+        if any(tally.items > tally.batches for tally in tallies):
+            self._ever_together = True
+        elif any(tally.batches for tally in tallies):
+            self._alone += 1
+
+    def _warn_of_batches_of_one(self, owner: type[Any]) -> None:
+        if self._alone < MANY_ALONE or self._ever_together:
+            return
+        self._ever_together = True  # told once
+        import logging  # here, because it is seldom needed
+
+        logging.getLogger("ubatch").warning(
+            "%d instances of %s have come and gone, and no batch of their %r ever had a second request: each instance "
+            "has a batcher of its own. Keep one instance for all calls, or decorate a function",
+            self._alone, owner.__name__, self.__name__,
+        )  # fmt: skip
 
 
 class BatchedMethod(Mappable[Any, Out], Generic[Returned, Out]):
@@ -156,6 +185,20 @@ def ubatch_decorator(max_size: int, timeout: float, **options: Any) -> _Decorato
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+MANY_ALONE = 100  # instances; arbitrary
+
+
+def _refuse_one_per_request(owner: type[Any], name: str) -> None:
+    """Raise TypeError for a Flask view (a flask-restx `Resource` is one) whose instance lives for one request."""
+    for base in owner.__mro__:
+        if (base.__module__, base.__name__) == ("flask.views", "View") and getattr(owner, "init_every_request", True):
+            raise TypeError(
+                f"{owner.__name__}.{name} must not carry a batcher: Flask makes an instance of this class for each "
+                "request, and each instance has a batcher of its own, so every batch would have one request. "
+                f"Decorate a function outside of the class, or say init_every_request = False in {owner.__name__}"
+            )
 
 
 class _WeakMethod:
