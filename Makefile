@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST ?= -q
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test field test-core test-example test-servers test-docker check lint soak bench clean
+.PHONY: help install demo serve test field test-core test-libuv test-example test-servers test-docker check lint soak bench clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -36,12 +36,16 @@ test: test-servers test-example test-docker field test-core
 
 # What real programs use; other environments do without it, and tests/field skips what needs it.
 field: install
-	@$(BIN)/python -c 'import requests, pydantic, lxml, pandas, sklearn, flask_sock' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[field]'
+	@$(BIN)/python -c 'import requests, pydantic, lxml, pandas, sklearn, flask_sock, cffi; from importlib.util import find_spec; assert find_spec("eventlet")' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[field]'
 
 # In both worlds: they differ (a patched lock in a native thread fails only in the second).
 test-core: install
 	$(BIN)/python -m pytest $(PYTEST) tests --ignore=tests/servers
 	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
+
+# On gevent's other loop. Its watchers crash the process where one is dropped and not closed.
+test-libuv: field
+	GEVENT_LOOP=libuv-cffi $(BIN)/python -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
 
 test-example: install
 	cd examples/flask_app && $(abspath $(BIN))/python -m pytest $(PYTEST)

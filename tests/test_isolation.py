@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ubatch import BadBatchOutputSize, HandlerAborted
-from ubatch._isolation import isolate
+from ubatch._isolation import Isolation
 from ubatch.testing import Gate, VirtualRuntime
 
 from .conftest import Harness
@@ -31,7 +32,7 @@ def search(
         calls.append(list(items))
         return handler(items)
 
-    outcomes = isolate(call, list(range(size)), should_isolate or (lambda _: True))
+    outcomes = Isolation(should_isolate or (lambda _: True))(call, list(range(size)))
     return outcomes, calls[1:]
 
 
@@ -137,6 +138,109 @@ def test_the_predicate_decides_at_every_call() -> None:
 def test_a_single_item_is_tried_once() -> None:
     with pytest.raises(Poison):
         search(poisoned_by(0), 1)
+
+
+# What it learns.
+
+
+class Counted:
+    """Batches of 64, of which this share is bad, one after the other."""
+
+    def __init__(self, size: int = 64) -> None:
+        self.size = size
+        self.isolation = Isolation(lambda _: True)
+        self.random = Random(5)
+        self.calls: list[int] = []
+
+    def run(self, share: float, batches: int) -> float:
+        """How many calls a batch takes, on average."""
+        self.calls.clear()
+        for _ in range(batches):
+            self.batch({item for item in range(self.size) if self.random.random() < share})
+        return len(self.calls) / batches
+
+    def batch(self, poison: set[int]) -> None:
+        handler = poisoned_by(*poison)
+
+        def call(items: list[int]) -> list[Any]:
+            self.calls.append(len(items))
+            return handler(items)
+
+        outcomes = self.isolation(call, list(range(self.size)))
+        if not {self.size * i // 4 for i in range(4)} <= poison:
+            assert_only_these_failed(outcomes, poison)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.12, 0.25])
+def test_the_calls_are_within_a_fifth_of_the_fewest_that_are_possible(share: float) -> None:
+    entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    calls = Counted().run(share, 300)
+    assert 64 * entropy <= calls <= 1.2 * 64 * entropy
+
+
+def test_with_many_bad_items_it_comes_near_to_trying_each_alone() -> None:
+    assert Counted().run(0.5, 100) <= 66
+
+
+def test_once_the_bad_items_are_gone_whole_batches_are_tried_again() -> None:
+    counted = Counted()
+    counted.run(0.3, 30)
+    counted.run(0.0, 40)
+    assert counted.run(0.0, 10) == 1
+    assert set(counted.calls) == {64}
+
+
+def test_a_handler_that_is_down_teaches_nothing_and_costs_no_more_later() -> None:
+    counted = Counted()
+    down = set(range(64))
+    for share in (0.0, 0.12, 0.5):
+        counted.run(share, 20)
+        before = counted.isolation._share
+        for _ in range(20):
+            counted.calls.clear()
+            counted.batch(down)
+            assert len(counted.calls) <= 7
+        assert counted.isolation._share == before
+
+
+def test_a_handler_that_runs_out_of_memory_teaches_nothing() -> None:
+    def handler(items: Sequence[int]) -> list[Any]:
+        if len(items) > 8:
+            raise MemoryError(len(items))
+        return [item * item for item in items]
+
+    isolation = Isolation(lambda _: True)
+    for _ in range(10):
+        assert isolation(handler, list(range(64))) == [item * item for item in range(64)]
+    assert isolation._share == 0.0
+
+
+@settings(max_examples=300)
+@given(
+    size=st.integers(2, 70),
+    share=st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.5, 1.0]),
+    seen=st.sampled_from([0, 8, 512]),
+    data=st.data(),
+)
+def test_whatever_was_learned_all_are_found_in_two_calls_for_each_at_most(
+    size: int, share: float, seen: int, data: st.DataObject
+) -> None:
+    poison = data.draw(st.sets(st.integers(0, size - 1), max_size=size))
+    calls: list[int] = []
+    handler = poisoned_by(*poison)
+
+    def call(items: list[int]) -> list[Any]:
+        calls.append(len(items))
+        return handler(items)
+
+    isolation = Isolation(lambda _: True)
+    isolation._share, isolation._seen = share, seen
+    outcomes = isolation(call, list(range(size)))
+    assert len(calls) <= 2 * size
+    if not {size * i // 4 for i in range(4)} <= poison:
+        assert_only_these_failed(outcomes, poison)
+    for item in range(size):
+        assert isinstance(outcomes[item], Poison) or outcomes[item] == item * item
 
 
 # In the batcher.

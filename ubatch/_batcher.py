@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import partial
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
@@ -24,7 +23,7 @@ from ._deadline import time_left
 from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed, ReentrantCall
 from ._handler import HandlerCall, Respelling, form_of, refuse_what_cannot_answer, respelling, signature_of
 from ._instrument import Instrument
-from ._isolation import isolate
+from ._isolation import Isolation
 from ._map import Mappable, answers
 from ._options import count, flag, function, one_of, seconds
 from ._policy import Eager, FixedWait
@@ -429,10 +428,10 @@ MOST_FORMS = 256  # remembered; a handler that takes **named could be called wit
 def _strategy(isolate_errors: bool, should_isolate: Callable[[Exception], bool] | None) -> Strategy:
     isolates = flag("isolate_errors", isolate_errors)
     if should_isolate is None:
-        return partial(isolate, should_isolate=_always) if isolates else plainly
+        return Isolation(_always) if isolates else plainly
     if not isolates:
         raise ValueError("should_isolate must come with isolate_errors=True")
-    return partial(isolate, should_isolate=function("should_isolate", should_isolate))
+    return Isolation(function("should_isolate", should_isolate))
 
 
 def _instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:

@@ -140,7 +140,7 @@ from ubatch import ubatch_decorator
 class Model:
     @ubatch_decorator(max_size=8, timeout=0.0, executor=sys.argv[2])
     def predict(self, xs):
-        time.sleep(0.0001)  # in a patched process it makes a hub in this thread
+        time.sleep(0.001)  # in a patched process it makes a hub in this thread
         return [x + 1 for x in xs]
 
 def once():

@@ -29,6 +29,7 @@ from weakref import ref
 from gevent import Greenlet, get_hub
 from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Waiter as _Waiter
+from gevent.monkey import is_module_patched
 from greenlet import getcurrent, greenlet
 
 from ._auto import NOTE, AutoExecutor
@@ -131,7 +132,8 @@ def _get(waiter: _Waiter, timeout: float | None) -> Why:
         while not isinstance(why := waiter.get(), Why):
             pass
         return why
-    with waiter.hub.loop.timer(timeout) as timer:
+    loop = waiter.hub.loop
+    with loop.timer(max(timeout, loop.approx_timer_resolution)) as timer:  # libuv warns of less
         timer.start(waiter.switch, Why.OVER, update=True)  # the loop's own idea of now may be old
         return _get(waiter, None)
 
@@ -418,10 +420,15 @@ def _after_fork() -> None:
        looked for a fork.
     2. It polls, for this once, what the parent polls: the same kernel object.
     3. In the parent a handler ends, and the child gets the wake-up. The parent's callers wait for ever.
+
+    Not on libuv where gevent knows: there it may crash a child that is forked only to become another program.
     """
     hub = get_hub_if_exists()
-    if hub is not None and hub.loop is not None:
-        hub.loop.reinit()
+    if hub is None or hub.loop is None:
+        return
+    if is_module_patched("os") and type(hub.loop).__module__.startswith("gevent.libuv"):
+        return
+    hub.loop.reinit()
 
 
 os.register_at_fork(after_in_child=_after_fork)
