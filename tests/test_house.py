@@ -37,6 +37,16 @@ def test_nothing_sleeps_in_the_package_or_in_its_tests(path: Path) -> None:
     assert [call for call in calls(path) if call.split(".")[-1] == "sleep"] == []
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
+def test_no_queue_is_asked_with_a_timeout(path: Path) -> None:
+    """`SimpleQueue.get` with one can wait for ever: see `_Signal` in ubatch/_runtime/_threading.py."""
+    names_one = "SimpleQueue" in path.read_text()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            assert not {keyword.arg for keyword in node.keywords} & {"block", "timeout"}
+            assert not (names_one and node.args) or ast.unparse(node.func.value) == "sys.modules"
+
+
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
 def test_gevent_is_imported_only_behind_the_seam(path: Path) -> None:
     named = any(name.split(".")[0] in ("gevent", "greenlet") for name in imports(path))
