@@ -320,7 +320,7 @@ def test_with_its_setting_there_is_a_page_and_its_figures() -> None:
     client = make_app(UBATCH_PAGE="/ubatch").test_client()
     page, figures = client.get("/ubatch"), client.get("/ubatch?format=json")
     assert (page.status_code, page.mimetype, figures.mimetype) == (200, "text/html", "application/json")
-    assert {"pid", "host", "batchers"} <= set(figures.json)
+    assert {"worker", "at", "more", "batchers"} == set(figures.json)
     assert page.headers["Content-Security-Policy"].startswith("default-src 'none'; ")
     assert page.headers["Cache-Control"] == figures.headers["Cache-Control"] == "no-store"
     assert client.post("/ubatch").status_code == 405
@@ -441,12 +441,12 @@ def test_a_browser_shows_the_figures_and_the_sentence(browser: Any, address: str
     assert text(browser, "h2") == "<b>digits</b>"
     assert text(browser, ".settings") == "max_size 64 · timeout 1 ms · eager · max_in_flight 1 · threading"
     assert text(browser, ".limit").startswith(("Batches are", "Some batches", "The handler is the limit"))
-    assert re.match(r"Worker \d+ on .+, live", text(browser, "#where"))
+    assert re.match(r"Worker [0-9a-f]{6}, live", text(browser, "#where"))
     assert len(browser.execute_script("return document.querySelectorAll('figure svg .bar')")) > 3
     assert "· n for a batch of n" in text(browser, "figure:nth-child(3) .settings")
     reasons = browser.execute_script(ROWS, "figure:nth-child(4)")
     assert {label for label, _ in reasons} == {"nobody else on the way", "full", "the timeout", "a stop"}
-    assert sum(int(count) for _, count in reasons) == 5
+    assert sum(int(count) for _, count in reasons) >= 5  # an eager one is split where the machine pauses
     assert browser.get_log("browser") == []
 
 
@@ -561,7 +561,7 @@ def test_behind_several_workers_it_stays_with_one_and_offers_the_others(browser:
         const real = window.fetch;
         window.fetch = async (...request) => {{
             const told = await (await real(...request)).json();
-            told.pid = 4321;
+            told.worker = '4321ab';
             told.batchers[0].name = {other};
             return new Response(JSON.stringify(told));
         }};
@@ -571,7 +571,7 @@ def test_behind_several_workers_it_stays_with_one_and_offers_the_others(browser:
     assert "one of 2 that have answered" in text(browser, "#where")
     assert text(browser, "h2") == "<b>digits</b>"
     browser.execute_script(
-        "const it = document.getElementById('worker'); it.value = '4321'; it.dispatchEvent(new Event('change'))"
+        "const it = document.getElementById('worker'); it.value = '4321ab'; it.dispatchEvent(new Event('change'))"
     )
-    assert text(browser, "#where").startswith("Worker 4321 ")
+    assert text(browser, "#where").startswith("Worker 4321ab")
     assert text(browser, "h2") == "b"

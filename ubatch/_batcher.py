@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakValueDictionary, finalize, ref
 
 from . import _runtime
-from ._collector import NEVER, Collector, Lifecycle, Options
+from ._collector import NEVER, Collector, Figures, Lifecycle, Options
 from ._deadline import time_left
 from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed, ReentrantCall
 from ._handler import HandlerCall, Respelling, form_of, refuse_what_cannot_answer, respelling, signature_of
@@ -221,16 +221,22 @@ class UBatch(Mappable[In, Out]):
         >>> batcher.stop()
         """
         collector = self._collectors.get(current_process())
-        idle = {"runs_on": "none yet", "hub_away": 0.0, "pending": 0, "in_flight": 0, "stalled": False}
+        if collector is not None:
+            return Figures(collector).statistics()
         return Statistics(
             name=self.name,
-            runtime="none yet" if collector is None else collector.runtime.name,
+            runtime="none yet",
             max_size=self.max_size,
             timeout=self.timeout,
             eager=self._options.policy.eager,
             max_in_flight=self._options.max_in_flight,
+            runs_on="none yet",
+            hub_away=0.0,
+            pending=0,
+            in_flight=0,
+            stalled=False,
             stopped=self.stopped,
-            **({**idle, **Tally(self.max_size).fields()} if collector is None else collector.statistics()),
+            **Tally(self.max_size).fields(),
         )
 
     @property
@@ -371,6 +377,8 @@ class UBatch(Mappable[In, Out]):
             collector = self._register(made)
             if collector is made:
                 _called[id(self)] = self
+                for observe in collector.observers.batcher_opened:
+                    observe(Figures(collector, ref(self)))
             else:
                 last_words.detach()
         self._collector = collector

@@ -48,7 +48,7 @@ from ._policy import Close, FixedWait, Pending
 from ._request import FAILED, IN_FLIGHT, NO_TIME, PENDING, Batch, Request, Strategy, running_batch
 from ._runtime import Runtime, Waiter, Wakeable, current_process, handler_name
 from ._runtime._native import RLock, allocate_lock
-from ._statistics import Tally
+from ._statistics import Statistics, Tally
 
 NEVER = maxsize  # more requests than will ever be pending
 NOWHERE = (-1, -1)  # no process
@@ -325,6 +325,13 @@ class Collector:
         self.catch_up()
         return batches
 
+    def is_at_rest(self) -> bool:
+        """Whether there is no request, and nobody to collect one."""
+        with self.lock:
+            rests = self._task is None and not self._left()
+        self.catch_up()
+        return rests
+
     def closed_error(self) -> QueueClosed:
         return QueueClosed(f"the batcher {self.name!r} is stopped: start() opens it again")
 
@@ -586,6 +593,8 @@ class Collector:
         self.runtime.wake(waiters)
         if unshown:
             self._show_apart(unshown)
+        for observe in self.observers.batcher_closed:
+            observe(Figures(self))
         # Last: what comes later finds no task, and makes one of its own.
         self._report_unseen()
 
@@ -837,6 +846,46 @@ class Collector:
     def _is_drained(self) -> bool:
         """Whether a drain is over, or was called off by `reopen`."""
         return not self.lifecycle.stopped or (self._task is None and not self._in_flight)
+
+
+class Figures:
+    """What a batcher has counted in one process, and its state. It keeps the batcher from nothing, and outlives it."""
+
+    def __init__(self, collector: Collector, batcher: ref[Any] | None = None) -> None:
+        self._collector = collector
+        self._batcher = batcher
+
+    @property
+    def name(self) -> str:
+        """The batcher's."""
+        return self._collector.name
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will be added any more: the batcher is gone, or its home, and so are its requests."""
+        collector = self._collector
+        if collector.process == NOWHERE:
+            return True
+        return self._batcher is not None and self._batcher() is None and collector.is_at_rest()
+
+    @property
+    def of_this_process(self) -> bool:
+        """False in a child that a fork has given a copy of its parent's."""
+        return self._collector.process in (NOWHERE, current_process())
+
+    def statistics(self) -> Statistics:
+        """The same as `UBatch.statistics`."""
+        collector, options = self._collector, self._collector._options
+        return Statistics(
+            name=collector.name,
+            runtime=collector.runtime.name,
+            max_size=options.policy.max_size,
+            timeout=options.policy.timeout,
+            eager=options.policy.eager,
+            max_in_flight=options.max_in_flight,
+            stopped=collector.lifecycle.stopped,
+            **collector.statistics(),
+        )
 
 
 def _lose(reference: ref[Collector]) -> None:

@@ -13,9 +13,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._collector import Figures
     from ._request import Batch, Request
 
-METHODS = ("call_made", "call_accepted", "call_ended", "batch_started", "handler_started", "batch_ended")
+METHODS = (
+    "batcher_opened",
+    "call_made",
+    "call_accepted",
+    "call_ended",
+    "batch_started",
+    "handler_started",
+    "batch_ended",
+    "batcher_closed",
+)
 
 
 class Instrument:
@@ -33,6 +43,9 @@ class Instrument:
     >>> seen
     [('sorted', 2, 'full')]
     """
+
+    def batcher_opened(self, figures: Figures) -> None:
+        """A batcher gets its first call in this process, or the first after its home was lost. In that caller."""
 
     def call_made(self, request: Request[Any]) -> None:
         """A call is about to be accepted, or refused. In its caller, and before any batch can hold it."""
@@ -62,6 +75,12 @@ class Instrument:
         Where the collector has ended before the handler did (killed, or stopped within a time), in a task of its own.
         """
 
+    def batcher_closed(self, figures: Figures) -> None:
+        """A batcher was stopped, or is gone, and its last request has ended. In the collector, as its last act.
+
+        It is opened by the next call after a `start`, without another `batcher_opened`.
+        """
+
 
 class Observers:
     """The instruments of one batcher, by method. False where no instrument overrides any."""
@@ -80,6 +99,8 @@ class Observers:
         batch_started: list[Callable[[Any], None]]
         handler_started: list[Callable[[Any], None]]
         batch_ended: list[Callable[[Any], None]]
+        batcher_opened: list[Callable[[Any], None]]
+        batcher_closed: list[Callable[[Any], None]]
 
 
 def debug_log() -> tuple[Instrument, ...]:

@@ -5,19 +5,26 @@ Guarantees:
 * Nothing is measured for it. It reads `UBatch.statistics` when a browser asks, and costs nothing while none does.
 * "Recent" is the difference to a snapshot that an earlier look has left behind, at most `WINDOW` seconds ago; without
   one there is no such thing, and the page shows everything since the first call.
-* The page is one file and asks for nothing outside of it, which its Content-Security-Policy enforces.
+* The page is one file and asks for nothing outside of it, which its Content-Security-Policy enforces; it names the
+  script that may run by its hash. The file is read as a resource of the package, so from a zip as well.
+* What the server tells is figures and the batchers' names. Workers are told apart by a number at random, batchers by
+  their order.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
+import re
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
 from math import inf
-from pathlib import Path
+from secrets import token_hex
 from time import monotonic, time
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -30,18 +37,6 @@ from .._statistics import ENDS, Cost, Histogram, Statistics
 WINDOW = 30.0  # seconds; arbitrary: long enough for some batches, short enough to be "now"
 KEPT_EVERY = 1.0  # seconds between the snapshots that are kept
 MOST_SHOWN = 50  # batchers; arbitrary: a decorated method has one per instance
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'unsafe-inline'",
-        "style-src 'unsafe-inline'",
-        "img-src data:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
 
 
 class Answer(NamedTuple):
@@ -60,14 +55,16 @@ class Page:
         self._batchers = None if batchers is None else tuple(batchers)
         self._clock = clock
         self._lock = allocate_lock()
+        self._numbers: WeakKeyDictionary[UBatch[Any, Any], int] = WeakKeyDictionary()
+        self._next = 1
         self._kept: WeakKeyDictionary[UBatch[Any, Any], deque[_Look]] = WeakKeyDictionary()
 
     def html(self) -> Answer:
         """The page itself."""
-        body = Path(__file__).with_name("_page.html").read_bytes()
+        body, policy = _page()
         headers = [
             ("Content-Type", "text/html; charset=utf-8"),
-            ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+            ("Content-Security-Policy", policy),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
             ("Cache-Control", "no-store"),
@@ -77,14 +74,18 @@ class Page:
     def json(self) -> Answer:
         """What it shows."""
         body = json.dumps(self.snapshot(), allow_nan=False).encode()
-        return Answer([("Content-Type", "application/json"), ("Cache-Control", "no-store")], body)
+        headers = [
+            ("Content-Type", "application/json"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Cache-Control", "no-store"),
+        ]
+        return Answer(headers, body)
 
     def snapshot(self) -> dict[str, Any]:
         """The same, as a dict."""
         batchers = called_here() if self._batchers is None else self._batchers
         return {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
+            "worker": _worker(os.getpid()),
             "at": time(),
             "more": max(0, len(batchers) - MOST_SHOWN),
             "batchers": [self._of(batcher) for batcher in batchers[:MOST_SHOWN]],
@@ -95,11 +96,13 @@ class Page:
         with self._lock:
             kept = self._kept.setdefault(batcher, deque())
             earlier = _earlier(kept, now)
+            number = self._numbers.setdefault(batcher, self._next)
+            self._next = max(self._next, number + 1)
             if not kept or now - kept[-1].at >= KEPT_EVERY:
                 kept.append(_Look(now, os.getpid(), statistics))
         recent = None if earlier is None else since(earlier.statistics, statistics)
         return {
-            "id": f"{id(batcher):x}",
+            "id": number,
             "name": statistics.name,
             "runtime": statistics.runtime,
             "max_size": statistics.max_size,
@@ -148,6 +151,31 @@ def what_limits(statistics: Statistics) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _page() -> tuple[bytes, str]:
+    """The page, and what its browser may load and run for it."""
+    page = files(__package__).joinpath("_page.html").read_bytes()
+    scripts = re.findall(rb"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = (f"'sha256-{b64encode(sha256(script).digest()).decode()}'" for script in scripts)
+    policy = (
+        "default-src 'none'",
+        f"script-src {' '.join(hashes)}",
+        "style-src 'unsafe-inline'",
+        "img-src data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+    return page, "; ".join(policy)
+
+
+@cache
+def _worker(_pid: int) -> str:
+    """What tells this process from others, and nobody anything else."""
+    return token_hex(3)
 
 
 class _Look(NamedTuple):

@@ -14,6 +14,7 @@ Guarantees:
   is safe. In a flask-restx resource too, whose `Api` would make a 500 of it, and whether the `Api` came before or after
   this extension.
 * A handler of yours for a `UBatchError` wins, on the application, on a blueprint or on an `Api`.
+* A view that `no_deadline` marks has no deadline, however long it lives: a websocket, a stream of events.
 * Other exceptions, those that a batch handler raised included, go the application's usual way.
 * What `ubatch.integrations.wsgi` says of logs, deadlines and readiness: a `UBatchMiddleware` stands around the
   application.
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 try:
     from flask import Flask, Response, current_app, request
@@ -34,12 +35,39 @@ except ImportError as error:
 
 from .._errors import UBatchError
 from ._page import Page
-from .wsgi import MAX_DEADLINE, UBatchMiddleware, answer_to, checked_path
+from .wsgi import LIFT_DEADLINE, MAX_DEADLINE, UBatchMiddleware, answer_to, checked_path, in_a_log
 
 if TYPE_CHECKING:
     from .._batcher import UBatch
 
-__all__ = ["UBatchExtension"]
+__all__ = ["UBatchExtension", "no_deadline"]
+
+_View = TypeVar("_View", bound=Callable[..., Any])
+
+
+def no_deadline(view: _View) -> _View:
+    r"""Mark a view, a class of views, a resource or a method of one: its requests have no deadline.
+
+    Neither `UBATCH_DEADLINE` nor a client's header bounds them, from before `before_request` on; a header that is no
+    number of seconds is refused as everywhere. It stands under the decorator that makes the route. What was made
+    elsewhere is marked by `no_deadline(app.view_functions["events.stream"])`.
+
+    Raises TypeError for what cannot be a view.
+
+    >>> app = Flask("example")
+    >>> app.config["UBATCH_DEADLINE"] = 1.0
+    >>> extension = UBatchExtension(app)
+    >>> @app.get("/events")
+    ... @no_deadline
+    ... def events():
+    ...     return (f"data: {x}\n\n" for x in range(2))
+    >>> app.test_client().get("/events").text
+    'data: 0\n\ndata: 1\n\n'
+    """
+    if not callable(view):
+        raise TypeError(f"no_deadline must mark a view, and stand under the route's decorator; got {view!r}")
+    view._ubatch_no_deadline = True  # type: ignore[attr-defined]
+    return view
 
 
 class UBatchExtension:
@@ -91,7 +119,7 @@ class UBatchExtension:
             batchers=self._batchers,
         )
         app.register_error_handler(UBatchError, _answer)
-        app.preprocess_request = _answering(app, app.preprocess_request)  # type: ignore[method-assign]
+        app.preprocess_request = _answering(app, _lifting(app, app.preprocess_request))  # type: ignore[method-assign]
         app.dispatch_request = _answering(app, app.dispatch_request)  # type: ignore[method-assign]
         if app.config["UBATCH_PAGE"] is not None:
             app.add_url_rule(checked_path("UBATCH_PAGE", app.config["UBATCH_PAGE"]), "ubatch", _view(self._batchers))
@@ -114,10 +142,34 @@ def _view(batchers: Iterable[UBatch[Any, Any]] | None) -> Callable[[], Response]
 
 def _answer(error: UBatchError) -> Response:
     """The error handler: what the client gets."""
-    if error.http_status == 500:  # as Flask logs what nobody handles
-        current_app.logger.error("Exception on %s [%s]", request.path, request.method, exc_info=error)
     answer = answer_to(error)
+    if answer.status == 500:  # as Flask logs what nobody handles
+        where = in_a_log(request.path), in_a_log(request.method)
+        current_app.logger.error("Exception on %s [%s]", *where, exc_info=error)
     return Response(answer.body, answer.status, answer.headers)
+
+
+def _lifting(app: Flask, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The first step of Flask's that knows the route."""
+
+    def lifted(*context: Any) -> Any:
+        if _is_marked(app):
+            request.environ.get(LIFT_DEADLINE, _nothing)()
+        return step(*context)
+
+    return lifted
+
+
+def _is_marked(app: Flask) -> bool:
+    """Whether `no_deadline` stands at this request's view, its class, or the method of it that answers."""
+    view = None if request.endpoint is None else app.view_functions.get(request.endpoint)
+    cls = getattr(view, "view_class", None)
+    method = getattr(cls, request.method.lower(), None)
+    return any(getattr(one, "_ubatch_no_deadline", False) for one in (view, cls, method))
+
+
+def _nothing() -> None:
+    """The application was called past the middleware."""
 
 
 def _answering(app: Flask, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ from dataclasses import replace
 from itertools import accumulate
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, multiprocess
@@ -40,7 +40,6 @@ except ImportError as error:
         "ubatch.integrations.prometheus needs prometheus-client: pip install 'ubatch[prometheus]'"
     ) from error
 
-from .._batcher import called_here
 from .._instrument import Instrument
 from .._runtime._native import allocate_lock
 from .._statistics import ENDS, SECONDS, SIZES, Statistics
@@ -49,12 +48,12 @@ from .._statistics import Histogram as Counted
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .._batcher import UBatch
-    from .._collector import Collector
+    from .._collector import Collector, Figures
     from .._request import Batch, Request
 
 __all__ = ["child_exit", "instrument", "metrics_app"]
 
+MOST_GONE = 64  # batchers; arbitrary: what is kept of them by a program that nobody scrapes
 REFRESHED_EVERY = 0.01  # seconds, at most, by calls; arbitrary: so that it costs next to nothing under any load
 
 
@@ -136,28 +135,37 @@ def _has_workers() -> bool:
 
 
 class _Read(Instrument):
-    """A collector in Prometheus's sense. It observes nothing, so batchers never call it."""
+    """A collector in Prometheus's sense. Of a batcher it is told only when it is opened, so a call pays nothing."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._last: dict[ref[UBatch[Any, Any]], Statistics] = {}  # of each batcher
+        self._figures: list[Figures] = []
         self._gone: list[Statistics] = []  # the last of batchers that are no more, one per name
+        self._swept_at = MOST_GONE  # figures, before those of batchers that are gone are added up
         self._lock = allocate_lock()
         registry.register(self)
+
+    def batcher_opened(self, figures: Figures) -> None:
+        with self._lock:
+            self._figures.append(figures)
+            if len(self._figures) >= self._swept_at:
+                self._sweep()
+                self._swept_at = 2 * len(self._figures) + MOST_GONE
 
     def describe(self) -> Iterable[Any]:
         return _families([], [])
 
     def collect(self) -> Iterable[Any]:
         with self._lock:
-            now = {ref(batcher): batcher.statistics() for batcher in called_here() if self in _instruments_of(batcher)}
-            gone = [statistics for reference, statistics in self._last.items() if reference() is None]
-            self._last = now
-            self._gone = [_sum(same) for same in _by_name([*self._gone, *gone]).values()]
-            return _families(list(now.values()), self._gone)
+            self._sweep()
+            return _families([figures.statistics() for figures in self._figures], self._gone)
 
-
-def _instruments_of(batcher: UBatch[Any, Any]) -> tuple[Instrument, ...]:
-    return batcher._options.instruments
+    def _sweep(self) -> None:
+        """Keep no more of what is gone than its figures, one for each name; nothing of a parent's."""
+        here = [figures for figures in self._figures if figures.of_this_process]
+        ended = [figures for figures in here if figures.ended]
+        self._figures = [figures for figures in here if figures not in ended]
+        gone = [*self._gone, *(figures.statistics() for figures in ended)]
+        self._gone = [_sum(same) for same in _by_name(gone).values()]
 
 
 def _families(living: list[Statistics], gone: list[Statistics]) -> list[Any]:
@@ -280,6 +288,11 @@ class _Written(Instrument):
         if first.handler_seconds is not None:
             series.handler_seconds.observe(first.handler_seconds)
         self._look(first.collector, series)
+
+    def batcher_closed(self, figures: Figures) -> None:
+        """Write what no batch has told: calls that were cancelled, or whose deadline has passed."""
+        collector = figures._collector
+        self._look(collector, self._of(collector))
 
     def refresh(self) -> None:
         """Write what has changed without a batch. What a fork left behind is the parent's to write."""

@@ -9,8 +9,11 @@ Guarantees:
 * Refusals and passed deadlines (503, 504) are an overloaded server's daily business and are not logged. A mistake of
   the program (500) is logged with its traceback, and the client is told no more than that.
 * The deadline is in force in the request's greenlet or thread, for as long as the application makes the answer, a body
-  that is made while it is sent included; not before, and not for the next request.
-* A request whose deadline header is no number of seconds never reaches the application.
+  that is made while it is sent included; not before, and not for the next request. A request that is `exempt`, or whose
+  application calls `environ["ubatch.lift_deadline"]()`, has none.
+* A request whose deadline header is no number of seconds never reaches the application, unless it is `exempt`.
+* The answer to a HEAD request has no body, and a line of the log tells of one request, whatever its path holds.
+* A body of the application's is closed once: by the server that got it, or here where the server could not.
 * Readiness is answered here: no other part of the application can fail it, slow it down or ask it for a password.
 
 It assumes that the application makes an answer in one greenlet or thread, as WSGI servers do.
@@ -22,17 +25,18 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from http import HTTPStatus
+from contextlib import contextmanager
+from http.client import responses
 from itertools import islice
 from math import ceil, inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from .. import _deadline
 from .._batcher import UBatch, called_here
 from .._errors import NotProcessed, UBatchError
-from .._options import seconds
+from .._options import function, seconds
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["UBatchMiddleware"]
 
 MAX_DEADLINE = 60.0  # arbitrary; what a header may ask for, unless the program says otherwise
+MAX_RETRY_AFTER = 3600  # seconds; arbitrary: nobody comes back later than that for what was refused now
+LIFT_DEADLINE = "ubatch.lift_deadline"  # where the application finds a function without arguments
 
 
 class UBatchMiddleware:
@@ -47,7 +53,11 @@ class UBatchMiddleware:
 
     `deadline` bounds each request's calls, in seconds (default: not). `deadline_header` names a header by which a
     client may ask for its own instead, such as "X-Deadline" with "0.25" (default: none); nobody gets more than
-    `max_deadline` by it. A header that is no number of seconds is answered with 400.
+    `max_deadline` by it. A header that is not written as 2, 0.25 or 1e-3 is answered with 400.
+
+    `exempt(environ)` says of a request that it has no deadline, whatever its header: a websocket or a stream of events,
+    whose calls take as long as somebody listens. Such a program gives each message its own:
+    `with ubatch.deadline(0.5): …`.
 
     `readiness` is a path, such as "/ready": GET answers 200, or 503 while a batcher is stopped or stalled (see
     `stall_after`). It asks `batchers`, or, without them, all that have been called in this process; name them where
@@ -71,6 +81,7 @@ class UBatchMiddleware:
         deadline: float | None = None,
         deadline_header: str | None = None,
         max_deadline: float = MAX_DEADLINE,
+        exempt: Callable[[WSGIEnvironment], bool] | None = None,
         readiness: str | None = None,
         batchers: Iterable[UBatch[Any, Any]] | None = None,
     ) -> None:
@@ -79,45 +90,56 @@ class UBatchMiddleware:
         self._header = deadline_header
         self._header_key = None if deadline_header is None else _environ_key(deadline_header)
         self._max_deadline = seconds("max_deadline", max_deadline)
-        self._readiness = None if readiness is None else checked_path("readiness", readiness)
+        self._exempt = None if exempt is None else function("exempt", exempt)
+        self._readiness = None if readiness is None else _as_wsgi_tells(checked_path("readiness", readiness))
         self._batchers = None if batchers is None else tuple(batchers)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request (PEP 3333)."""
         if self._readiness is not None and environ.get("PATH_INFO") == self._readiness:
-            return _send(self._ready(environ.get("REQUEST_METHOD", "GET")), start_response)
+            return _send(self._ready(environ.get("REQUEST_METHOD", "GET")), environ, start_response)
+        exempt = self._exempt is not None and self._exempt(environ)
         try:
-            at = monotonic() + self._seconds(environ)
+            limit = _Limit(inf if exempt else monotonic() + self._seconds(environ))
         except ValueError as error:
-            return _send(_answer(400, error="BadDeadline", message=str(error), retry=False), start_response)
+            refusal = _answer(400, error="BadDeadline", message=str(error), retry=False)
+            return _send(refusal, environ, start_response)
+        environ[LIFT_DEADLINE] = limit.lift
         start = _Start(start_response)
         try:
-            with _in_force(at):
-                body = self._application(environ, start)
-            if not _is_made(body, environ):
-                body = _Body(body, at)
-            start.send()
-            return body
+            return self._begin(environ, start, limit)
         except UBatchError as error:
             if start.sent:
                 raise
-            if error.http_status == 500:
+            answer = answer_to(error)
+            if answer.status == 500:
                 _log.error("%s of %s %s", type(error).__name__, *_request_line(environ), exc_info=error)
-            return _send(answer_to(error), start_response)
+            return _send(answer, environ, start_response)
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _begin(self, environ: WSGIEnvironment, start: _Start, limit: _Limit) -> Iterable[bytes]:
+        """The application's answer, of which the head is sent and the first piece made."""
+        with limit.in_force():
+            body = self._application(environ, start)
+        try:
+            if not _is_made(body, environ):
+                body = _Body(body, limit)
+            start.send()
+        except BaseException:  # the server will not get it, so nobody else would close it
+            _close(body)
+            raise
+        return body
 
     def _seconds(self, environ: WSGIEnvironment) -> float:
         """How long this request may take. Raises ValueError for a header that does not say it."""
         text = None if self._header_key is None else environ.get(self._header_key)
         if text is None:
             return self._deadline
-        try:
-            return min(seconds("", float(text)), self._max_deadline)
-        except ValueError:
-            raise ValueError(
-                f"the header {self._header} must be a number of seconds, at least 0; got {text[:40]!r}"
-            ) from None
+        asked = float(text) if _NUMBER.fullmatch(text) else inf
+        if asked == inf:
+            raise ValueError(f"the header {self._header} must be a number of seconds, at least 0; got {text[:40]!r}")
+        return min(asked, self._max_deadline)
 
     def _ready(self, method: str) -> Answer:
         if method not in ("GET", "HEAD"):
@@ -145,13 +167,21 @@ def answer_to(error: UBatchError) -> Answer:
     >>> answer_to(NotProcessed("try again")).status
     503
     """
-    status, retry = error.http_status, isinstance(error, NotProcessed)
+    status, retry = _status_of(error), isinstance(error, NotProcessed)
     message = "the server has made a mistake; its log says which" if status == 500 else str(error)
     answer = _answer(status, error=type(error).__name__, message=message, retry=retry)
     if retry and status == 503:
-        whole_seconds = max(1, ceil(getattr(error, "retry_after", 1.0)))
-        answer.headers.append(("Retry-After", str(whole_seconds)))
+        answer.headers.append(("Retry-After", str(_whole_seconds(getattr(error, "retry_after", 1.0)))))
     return answer
+
+
+def in_a_log(text: str, encoding: str = "utf-8") -> str:
+    r"""A request's path or method as its client wrote it: what would begin a new line, or colour it, is escaped.
+
+    >>> in_a_log("/a b\nERROR all is lost")
+    '/a%20b%0AERROR%20all%20is%20lost'
+    """
+    return quote(text, safe="/!$&'()*+,;=:@", encoding=encoding, errors="replace")
 
 
 def checked_path(name: str, path: str) -> str:
@@ -159,7 +189,7 @@ def checked_path(name: str, path: str) -> str:
     message = f"{name} must be a path, such as '/ready'; got {path!r}"
     if not isinstance(path, str):
         raise TypeError(message)
-    if not path.startswith("/"):
+    if not path.startswith("/") or not path.isprintable():
         raise ValueError(message)
     return path
 
@@ -167,6 +197,30 @@ def checked_path(name: str, path: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _log = logging.getLogger("ubatch")
+_NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # float() also takes 1_0, " 1 " and ١
+
+
+class _Limit:
+    """A request's deadline, until the application lifts it."""
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+        self._outer = inf  # what was in force before
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        if self._at == inf:
+            yield
+            return
+        self._outer = _deadline._deadline_at.get()
+        with _deadline.deadline(max(0.0, self._at - monotonic())):
+            yield
+
+    def lift(self) -> None:
+        """From here on this request has no deadline. To be called in its own greenlet or thread."""
+        if self._at != inf:
+            self._at = inf
+            _deadline._deadline_at.set(self._outer)
 
 
 class _Start:
@@ -200,16 +254,12 @@ class _Start:
 class _Body:
     """An answer's body that is made piece by piece, under its request's deadline. The first piece is made at once."""
 
-    def __init__(self, pieces: Iterable[bytes], at: float) -> None:
+    def __init__(self, pieces: Iterable[bytes], limit: _Limit) -> None:
         self._pieces = pieces
-        self._at = at
-        try:
-            with _in_force(at):
-                self._iterator = iter(pieces)
-                self._first = list(islice(self._iterator, 1))
-        except BaseException:
-            self.close()
-            raise
+        self._limit = limit
+        with limit.in_force():
+            self._iterator = iter(pieces)
+            self._first = list(islice(self._iterator, 1))
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -217,12 +267,16 @@ class _Body:
     def __next__(self) -> bytes:
         if self._first:
             return self._first.pop()
-        with _in_force(self._at):
+        with self._limit.in_force():
             return next(self._iterator)
 
     def close(self) -> None:
-        if hasattr(self._pieces, "close"):
-            self._pieces.close()
+        _close(self._pieces)
+
+
+def _close(body: object) -> None:
+    if hasattr(body, "close"):
+        body.close()
 
 
 def _is_made(body: object, environ: WSGIEnvironment) -> bool:
@@ -233,22 +287,42 @@ def _is_made(body: object, environ: WSGIEnvironment) -> bool:
     return isinstance(body, wrapper) if isinstance(wrapper, type) else hasattr(body, "read")  # a function, in uWSGI
 
 
-def _in_force(at: float) -> AbstractContextManager[None]:
-    return nullcontext() if at == inf else _deadline.deadline(max(0.0, at - monotonic()))
-
-
 def _answer(status: int, **fields: object) -> Answer:
     body = json.dumps(fields).encode() + b"\n"
-    return Answer(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))], body)
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
+    return Answer(status, headers, body)
 
 
-def _send(answer: Answer, start_response: StartResponse) -> list[bytes]:
-    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", answer.headers)
-    return [answer.body]
+def _send(answer: Answer, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    start_response(f"{answer.status} {responses.get(answer.status, 'Unknown')}", answer.headers)
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]  # it would stand before the next answer
+
+
+def _status_of(error: UBatchError) -> int:
+    """The status that the error's class gives it; 500 where that is none of an answer that failed, and has a body."""
+    status = error.http_status
+    return int(status) if isinstance(status, int) and 400 <= status <= 599 else 500
+
+
+def _whole_seconds(retry_after: object) -> int:
+    """From 1 to an hour, whatever a program has put there."""
+    if not isinstance(retry_after, int | float) or not retry_after > 1:  # nor is not-a-number
+        return 1
+    return ceil(min(retry_after, MAX_RETRY_AFTER))
 
 
 def _request_line(environ: WSGIEnvironment) -> tuple[str, str]:
-    return environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", "")
+    path = in_a_log(environ.get("PATH_INFO", ""), "latin-1")  # as WSGI tells its bytes
+    return in_a_log(environ.get("REQUEST_METHOD", "")), path
+
+
+def _as_wsgi_tells(path: str) -> str:
+    """A path as it is in PATH_INFO: each byte of its UTF-8 a character."""
+    return path.encode().decode("latin-1")
 
 
 def _environ_key(header: str) -> str:
