@@ -73,8 +73,11 @@ def test_retry_after_is_what_the_pending_take_at_the_present_rate(
 # Deadlines.
 
 
-def test_a_deadline_that_passes_while_pending_is_a_queue_timeout(harness: Harness, runtime: VirtualRuntime) -> None:
-    batcher, calls = harness.batcher(timeout=5.0, deadline=2.0)
+def test_a_deadline_that_passes_while_pending_is_a_queue_timeout(
+    harness: Harness, runtime: VirtualRuntime, gate: Gate
+) -> None:
+    batcher, calls = harness.batcher(gate=gate, max_size=1, deadline=2.0)
+    batcher.submit(0)  # so the place is taken
     call = runtime.call(batcher.ubatch, 1)
     runtime.advance(1.9)
     assert not call.done
@@ -84,8 +87,9 @@ def test_a_deadline_that_passes_while_pending_is_a_queue_timeout(harness: Harnes
     assert str(call.error) == (
         "the deadline passed while the request was pending in 'recording_handler': the handler never saw it"
     )
+    gate.open()
     runtime.advance(10.0)
-    assert calls == []
+    assert calls == [[0]]
 
 
 def test_a_deadline_that_passes_at_the_handler_is_a_result_timeout(
@@ -131,9 +135,11 @@ def test_the_deadline_of_a_block_is_in_force_for_its_own_calls_alone(harness: Ha
 
 @pytest.mark.parametrize(("outer", "inner", "own"), [(2.0, 9.0, 9.0), (9.0, 2.0, 9.0), (9.0, 9.0, 2.0)])
 def test_of_several_deadlines_the_earliest_wins(
-    harness: Harness, runtime: VirtualRuntime, outer: float, inner: float, own: float
+    harness: Harness, runtime: VirtualRuntime, gate: Gate, outer: float, inner: float, own: float
 ) -> None:
-    batcher, _ = harness.batcher(timeout=50.0, deadline=own)
+    batcher, _ = harness.batcher(gate=gate, max_size=1, deadline=own)
+    batcher.submit(0)  # so the place is taken
+    runtime.settle()
 
     def nested() -> Any:
         with deadline(outer), deadline(inner):
@@ -178,16 +184,25 @@ def test_the_handler_never_sees_a_request_whose_deadline_has_passed(
 
 
 def test_a_deadline_of_zero_ends_a_call_that_has_to_wait(harness: Harness, runtime: VirtualRuntime) -> None:
-    batcher, calls = harness.batcher(timeout=5.0, deadline=0)
-    call = runtime.call(batcher.ubatch, 1)
+    batcher, calls = harness.batcher(timeout=5.0)
+
+    def at_once() -> Any:
+        with deadline(0):
+            return batcher.ubatch(1)
+
+    call = runtime.call(at_once)
     runtime.settle()
     assert isinstance(call.error, QueueTimeout)
     runtime.advance(5.0)
     assert calls == []
 
 
-def test_waiting_for_a_result_ends_at_the_deadline_of_the_request(harness: Harness, runtime: VirtualRuntime) -> None:
-    batcher, _ = harness.batcher(timeout=50.0, deadline=2.0)
+def test_waiting_for_a_result_ends_at_the_deadline_of_the_request(
+    harness: Harness, runtime: VirtualRuntime, gate: Gate
+) -> None:
+    batcher, _ = harness.batcher(gate=gate, max_size=1, deadline=2.0)
+    batcher.submit(0)  # so the place is taken
+    runtime.settle()
     request = batcher.submit(1)
     waits = [runtime.call(request.result), runtime.call(request.result, 10.0), runtime.call(request.result, 1.0)]
     runtime.advance(1.0)

@@ -36,6 +36,17 @@ SECONDS = "must be a number of seconds, at least 0; got"
         ({"max_queue": 7}, ValueError, "max_queue must be an int of at least 8; got 7"),
         ({"max_queue": "9"}, TypeError, "max_queue must be an int of at least 8; got '9'"),
         ({"deadline": -1}, ValueError, f"deadline {SECONDS} -1"),
+        (
+            {"deadline": 0},
+            ValueError,
+            "deadline must be more than 0 seconds, else every call fails; None is no deadline",
+        ),
+        (
+            {"deadline": 0.5, "timeout": 0.5},
+            ValueError,
+            "deadline must be longer than timeout=0.5, for which a lone call waits for company, or the batcher eager; "
+            "got 0.5",
+        ),
         ({"deadline": "1"}, TypeError, f"deadline {SECONDS} '1'"),
         ({"stall_after": float("inf")}, ValueError, f"stall_after {SECONDS} inf"),
         ({"isolate_errors": 1}, TypeError, "isolate_errors must be True or False; got 1"),

@@ -114,7 +114,7 @@ class UBatch(Mappable[In, Out]):
             strategy=_strategy(isolate_errors, should_isolate),
             instruments=_instruments(instruments),
         )
-        self._deadline = inf if deadline is None else seconds("deadline", deadline)
+        self._deadline = inf if deadline is None else _deadline(deadline, self._options.policy)
         self._runtime = runtime if isinstance(runtime, Runtime) else one_of("runtime", runtime, RUNTIMES)
         if not (name is None or (isinstance(name, str) and name)):
             raise TypeError(f"name must be a str that is not empty, or None; got {name!r}")
@@ -431,6 +431,18 @@ os.register_at_fork(after_in_child=_renew_after_fork)
 
 
 MOST_FORMS = 256  # remembered; a handler that takes **named could be called with names without end
+
+
+def _deadline(deadline: float, policy: FixedWait) -> float:
+    """The option, checked: one that no lone call could meet would fail them all."""
+    if not seconds("deadline", deadline):
+        raise ValueError("deadline must be more than 0 seconds, else every call fails; None is no deadline")
+    if deadline <= policy.timeout and policy.max_size > 1 and not policy.eager:
+        raise ValueError(
+            f"deadline must be longer than timeout={policy.timeout}, for which a lone call waits for company, or the "
+            f"batcher eager; got {deadline}"
+        )
+    return deadline
 
 
 def _strategy(isolate_errors: bool, should_isolate: Callable[[Exception], bool] | None) -> Strategy:
