@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 import pytest
 
 from ubatch import UBatch
 from ubatch.testing import Gate, RecordingHandler, VirtualRuntime
+
+ON_LIBUV = "libuv" in str(gevent.config.loop)
 
 WORLDS = [
     pytest.param((runtime, executor), id=f"{runtime}-{executor}")

@@ -13,7 +13,7 @@ import pytest
 from ubatch import UBatch
 from ubatch.testing import Gate, VirtualRuntime
 
-from .conftest import Harness
+from .conftest import ON_LIBUV, Harness
 
 EAGER: dict[str, Any] = {"eager": True, "max_size": 64, "timeout": 5.0}
 
@@ -134,6 +134,7 @@ def test_what_has_arrived_at_a_socket_is_read_first() -> None:
         socket.close()
 
 
+@pytest.mark.skipif(ON_LIBUV, reason="libuv calls idle watchers in each round")
 def test_a_hub_that_is_never_idle_delays_a_call_by_the_timeout_and_no_more() -> None:
     busy = gevent.get_hub().loop.timer(1e-9, 1e-9)  # due in each round of the loop
     with UBatch[int, int](8, 0.05, eager=True, executor="greenlet", runtime="gevent").set_handler(list) as batcher:

@@ -302,13 +302,13 @@ def test_the_json_has_no_infinity(harness: Harness, runtime: VirtualRuntime) -> 
 # In Flask.
 
 
-def make_app(**config: Any) -> Any:
+def make_app(batchers: Any = None, **config: Any) -> Any:
     flask = pytest.importorskip("flask")
     from ubatch.integrations.flask import UBatchExtension
 
     app = flask.Flask("tests")
     app.config.from_mapping(config)
-    UBatchExtension(app)
+    UBatchExtension(app, batchers=batchers)
     return app
 
 
@@ -377,8 +377,8 @@ class Quiet(WSGIRequestHandler):
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Where a page is served, of a batcher that was called and one that was not answered at once."""
-    app = make_app(UBATCH_PAGE="/ubatch")
     batcher = UBatch[int, int](64, 0.001, eager=True, runtime="threading", name="<b>digits</b>").set_handler(list)
+    app = make_app([batcher], UBATCH_PAGE="/ubatch")
     for size in (1, 2, 3, 40, 64):
         batcher.map(range(size))
     app.get("/call")(lambda: str(batcher.ubatch(7)))

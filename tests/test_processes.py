@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 
+from .conftest import ON_LIBUV
 from .test_reality import EXECUTORS, RUNTIMES, run
 
 patched_or_not = pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
@@ -213,6 +214,7 @@ def test_greenlets_of_two_threads_come_first_at_once(first: str) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("2 1\n", "", 0)
 
 
+@pytest.mark.skipif(ON_LIBUV, reason="there a hub with a watcher that waits cannot be destroyed, with or without us")
 def test_when_home_ends_callers_elsewhere_are_told_and_the_next_call_finds_another_home() -> None:
     done = run(
         """

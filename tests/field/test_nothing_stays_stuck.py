@@ -16,18 +16,15 @@ from itertools import count
 from types import CodeType, FrameType
 from typing import Any
 
-import gevent
 import pytest
 
 import ubatch
+from tests.conftest import ON_LIBUV
 from ubatch import BatcherClosed, DeadlineExceeded, NotProcessed, ReentrantCall, UBatch, UBatchError, deadline
 
 pytestmark = [
     pytest.mark.skipif(sys.version_info[:2] == (3, 13), reason="CPython 3.13 does not trace each opcode"),
-    pytest.mark.skipif(
-        "libuv" in str(gevent.config.loop),
-        reason="gevent's watchers for libuv are dropped, and crash, where one is hit",
-    ),
+    pytest.mark.skipif(ON_LIBUV, reason="gevent's watchers for libuv are dropped, and crash, where one is hit"),
 ]
 PACKAGE = ubatch.__path__[0]
 LIMIT = 5.0
