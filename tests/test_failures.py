@@ -475,7 +475,8 @@ def test_the_library_logs_nothing_and_prints_nothing_when_a_handler_fails(
     harness: Harness, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.INFO):
-        submit_and_settle(harness, raising(SystemExit(1)), 1)
+        (request,) = submit_and_settle(harness, raising(SystemExit(1)), 1)
+        assert request.exception() is not None  # what nobody asks for is logged
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
 

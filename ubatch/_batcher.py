@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
@@ -76,6 +79,9 @@ class UBatch(Mappable[In, Out]):
     until the failing items stand alone; it must be safe to run again. `should_isolate(exception)` says for which
     exceptions. `instruments` observe what happens: see `Instrument`.
 
+    `max_size`, `timeout`, `max_queue`, `deadline` and `stall_after` may be set later as well: from the next call or
+    batch on. A copy, or what was pickled, is a batcher with the same handler and options that has not been called.
+
     Raises TypeError or ValueError for an option that cannot be.
 
     >>> squares = UBatch[int, int](max_size=8, timeout=0.01).set_handler(lambda xs: [x * x for x in xs])
@@ -84,6 +90,7 @@ class UBatch(Mappable[In, Out]):
     >>> squares.map([1, 2, 3])
     [1, 4, 9]
     >>> squares.stop()
+    True
     """
 
     def __init__(
@@ -109,12 +116,13 @@ class UBatch(Mappable[In, Out]):
             executor=one_of("executor", executor, EXECUTORS),
             max_in_flight=count("max_in_flight", max_in_flight),
             max_queue=NEVER if max_queue is None else count("max_queue", max_queue, least=max_size),
+            deadline=inf,
             stall_after=inf if stall_after is None else seconds("stall_after", stall_after),
             handle=HandlerCall(),
             strategy=_strategy(isolate_errors, should_isolate),
             instruments=_instruments(instruments),
         )
-        self._deadline = inf if deadline is None else _deadline(deadline, self._options.policy)
+        self._options.deadline = _deadline(deadline, self._options.policy)
         self._runtime = runtime if isinstance(runtime, Runtime) else one_of("runtime", runtime, RUNTIMES)
         if not (name is None or (isinstance(name, str) and name)):
             raise TypeError(f"name must be a str that is not empty, or None; got {name!r}")
@@ -192,15 +200,17 @@ class UBatch(Mappable[In, Out]):
             collector.reopen()
         return self
 
-    def stop(self, timeout: float | None = None) -> None:
+    def stop(self, timeout: float | None = None) -> bool:
         """Accept no more calls (they get `QueueClosed`), answer the accepted ones, then end threads and greenlets.
 
         After `timeout` seconds fail what is left: `QueueClosed` for a request that no batch has taken, `ResultLost` for
-        one at the handler. Without a timeout it waits as long as the handler takes.
+        one at the handler. Without a timeout it waits as long as the handler takes. Returns True where all were
+        answered in time, False where it gave up.
 
         Raises ReentrantCall in the batcher's own handler, unless there is a timeout.
         """
-        self._drain(None if timeout is None else seconds("timeout", timeout))
+        _, failed = self._drain(None if timeout is None else seconds("timeout", timeout))
+        return not failed
 
     def __enter__(self: _Self) -> _Self:
         return self.start()
@@ -219,6 +229,7 @@ class UBatch(Mappable[In, Out]):
         >>> statistics.answered, statistics.batches, statistics.reasons, statistics.sizes.mean
         (4, 2, {'full': 2}, 2.0)
         >>> batcher.stop()
+        True
         """
         collector = self._collectors.get(current_process())
         if collector is not None:
@@ -236,18 +247,64 @@ class UBatch(Mappable[In, Out]):
             in_flight=0,
             stalled=False,
             stopped=self.stopped,
-            **Tally(self.max_size).fields(),
+            **Tally().fields(),
         )
 
     @property
     def max_size(self) -> int:
-        """The most requests in one handler call."""
+        """The most requests in one handler call. May be set: for the next batch on, and at most `max_queue`."""
         return self._options.policy.max_size
+
+    @max_size.setter
+    def max_size(self, value: int) -> None:
+        with self._changing() as options:
+            size = count("max_size", value)
+            if size > options.max_queue:
+                raise ValueError(f"max_size must be an int of at most max_queue={options.max_queue}; got {value!r}")
+            options.policy = type(options.policy)(size, options.policy.timeout)
 
     @property
     def timeout(self) -> float:
-        """Seconds that the oldest request waits for company, at most."""
+        """Seconds that the oldest request waits for company, at most. May be set: for what is pending, too."""
         return self._options.policy.timeout
+
+    @timeout.setter
+    def timeout(self, value: float) -> None:
+        with self._changing() as options:
+            policy = type(options.policy)(options.policy.max_size, seconds("timeout", value))
+            _deadline(self.deadline, policy)
+            options.policy = policy
+
+    @property
+    def max_queue(self) -> int | None:
+        """How many requests may be pending; None is no limit. May be set: for the next call on."""
+        return None if self._options.max_queue == NEVER else self._options.max_queue
+
+    @max_queue.setter
+    def max_queue(self, value: int | None) -> None:
+        with self._changing() as options:
+            least = options.policy.max_size
+            options.max_queue = NEVER if value is None else count("max_queue", value, least=least)
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds that a call may take; None is no limit. May be set: for the next call on."""
+        return None if self._options.deadline == inf else self._options.deadline
+
+    @deadline.setter
+    def deadline(self, value: float | None) -> None:
+        with self._changing() as options:
+            options.deadline = _deadline(value, options.policy)
+
+    @property
+    def stall_after(self) -> float | None:
+        """Seconds at the handler after which a batch is reported; None is never. May be set: for what runs, too."""
+        return None if self._options.stall_after == inf else self._options.stall_after
+
+    @stall_after.setter
+    def stall_after(self, value: float | None) -> None:
+        with self._changing() as options:
+            options.stall_after = inf if value is None else seconds("stall_after", value)
 
     @property
     def stopped(self) -> bool:
@@ -264,6 +321,31 @@ class UBatch(Mappable[In, Out]):
     def name(self) -> str:
         """The name given, or the handler's."""
         return self._name or ("no handler" if self._handler is None else handler_name(self._handler))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy shares: all but what came of calls, in this process."""
+        return self.__dict__ | {
+            "_options": replace(self._options),
+            "_signature": None,
+            "_forms": {},
+            "_lifecycle": Lifecycle(),
+            "_collector": None,
+            "_collectors": {},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._handler is not None:
+            self._signature = signature_of(self._handler)
+
+    def __deepcopy__(self: _Self, memo: dict[int, Any]) -> _Self:
+        """A copy whose handler is bound to the copy of its object; instruments and runtime are shared."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        state = self.__getstate__()
+        shared = {"_options", "_runtime", "_lifecycle"}
+        copied.__setstate__({key: state[key] if key in shared else deepcopy(state[key], memo) for key in state})
+        return copied
 
     def __repr__(self) -> str:
         return f"<UBatch {self.name!r} max_size={self.max_size} timeout={self.timeout}: {self._state()}>"
@@ -305,7 +387,7 @@ class UBatch(Mappable[In, Out]):
             kwargs,
             shape,
             now,
-            now + time_left(self._deadline),
+            now + time_left(self._options.deadline),
         )
 
     def _answers(
@@ -347,6 +429,20 @@ class UBatch(Mappable[In, Out]):
         if len(self._forms) < MOST_FORMS:
             self._forms[form] = respell
         return respell
+
+    @contextmanager
+    def _changing(self) -> Iterator[Options]:
+        """Change options: one change at a time, seen by the collector of this process at once."""
+        if _registering._is_owned():
+            raise ReentrantCall(
+                "a signal handler or finalizer that interrupted a change of options, or a first call, must not change "
+                "options: try later"
+            )
+        with _registering:
+            yield self._options
+            collector = self._collector_here()
+        if collector is not None:
+            collector.reconsider()
 
     def _drain(self, timeout: float | None) -> tuple[int, int]:
         self._lifecycle.stopped = True  # before it looks for a collector: a first call looks at it after it made one
@@ -433,8 +529,10 @@ os.register_at_fork(after_in_child=_renew_after_fork)
 MOST_FORMS = 256  # remembered; a handler that takes **named could be called with names without end
 
 
-def _deadline(deadline: float, policy: FixedWait) -> float:
+def _deadline(deadline: float | None, policy: FixedWait) -> float:
     """The option, checked: one that no lone call could meet would fail them all."""
+    if deadline is None:
+        return inf
     if not seconds("deadline", deadline):
         raise ValueError("deadline must be more than 0 seconds, else every call fails; None is no deadline")
     if deadline <= policy.timeout and policy.max_size > 1 and not policy.eager:

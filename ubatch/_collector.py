@@ -25,10 +25,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from sys import maxsize
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 from ._errors import (
@@ -58,13 +59,17 @@ STALL_TOLD_EVERY = 60.0  # seconds, at most; arbitrary: a handler that is always
 WEIGHT = 0.2  # of the latest batch in the average of seconds per request; arbitrary, some ten batches are remembered
 
 
-class Options(NamedTuple):
-    """What a batcher was made with, checked."""
+@dataclass
+class Options:
+    """What a batcher was made with, checked. It shares them with its collectors; `policy`, `max_queue`, `stall_after`
+    and `deadline` may change, each as a whole.
+    """
 
     policy: FixedWait
     executor: str
     max_in_flight: int
     max_queue: int
+    deadline: float
     stall_after: float
     handle: HandlerCall
     strategy: Strategy
@@ -112,7 +117,6 @@ class Collector:
         self.lifecycle = lifecycle
         self.observers = Observers((*options.instruments, *debug_log()))
         self._options = options
-        self._max_queue = options.max_queue
         self._executor = runtime.executor(options.executor, options.max_in_flight, f"ubatch-handler:{name}")
         self.handle = options.handle
         self.handler_raised = self._executor.raised
@@ -136,7 +140,7 @@ class Collector:
         self._overtaken = False  # a handler may hold on to its thread, and nobody waits for it
         self._ended: list[Batch] = []  # to be shown to who observes
         self._stall_told_at = -inf
-        self._tally = Tally(options.policy.max_size)
+        self._tally = Tally()
         self._seconds_each: float | None = None  # that the handler takes for a request, on average of late
         runtime.on_lost(partial(_lose, ref(self)))
 
@@ -289,6 +293,13 @@ class Collector:
         except Exception:  # home has gone, or there is no thread to be had: then here
             self._call_back_all()
 
+    def reconsider(self) -> None:
+        """The options have changed: decide anew. Anywhere, inside a section too."""
+        self._later.append(self._tell_of_room_now)
+        with suppress(Exception):  # home may have gone
+            self._signal.set()
+        self.catch_up()
+
     def is_current(self) -> bool:
         """Whether this is the process that the collector was made in."""
         return self.process == current_process()
@@ -346,9 +357,9 @@ class Collector:
         try:
             with self.lock:  # nothing can come between its acquire and the section, as it could with a `try`
                 try:
-                    if self._pending.count >= self._max_queue and request.accepted_at >= self._late_at:
+                    if self._pending.count >= self._options.max_queue and request.accepted_at >= self._late_at:
                         late = self._let_go_who_is_late(request.accepted_at)
-                    if self.lifecycle.stopped or self._pending.count >= self._max_queue:
+                    if self.lifecycle.stopped or self._pending.count >= self._options.max_queue:
                         decided = self.lifecycle.stopped or not patient
                         refusal = self._refusal() if decided else None
                     else:
@@ -384,7 +395,7 @@ class Collector:
         waiter = self.runtime.waiter()
         try:
             with self.lock:
-                if self.lifecycle.stopped or self._pending.count < self._max_queue:
+                if self.lifecycle.stopped or self._pending.count < self._options.max_queue:
                     return
                 self._room_wanted[waiter] = None
             self.catch_up()
@@ -638,6 +649,9 @@ class Collector:
         with suppress(Exception):  # home may have gone too, or there is no thread to be had
             self.runtime.spawn(partial(self._show, batches), f"ubatch-collector:{self.name}")
 
+    def _tell_of_room_now(self) -> None:
+        self.runtime.wake(tuple(self._room_wanted))
+
     def _call_back_all(self) -> None:
         """Called with `_calling` taken.
 
@@ -720,7 +734,7 @@ class Collector:
         batch.take()
         self._pending.drop(step.shape, len(requests))
         self._tell_of_room()
-        self._tally.batch_closed(step.reason, [request.accepted_at for request in requests], now)
+        self._tally.batch_closed(step.reason, [request.accepted_at for request in requests], now, step.size)
         # With nothing left the next step can only be to sleep, so it is decided at once.
         return partial(self._dispatch, batch, None if self._pending.count else self._close_or_sleep(now))
 

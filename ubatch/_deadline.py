@@ -29,6 +29,7 @@ class deadline(ContextDecorator):
     ...     print(error)
     the deadline passed while the request was pending in 'list': the handler never saw it
     >>> batcher.stop()
+    True
     """
 
     def __init__(self, seconds: float, *, fresh: bool = False) -> None:

@@ -172,6 +172,7 @@ def ubatch_decorator(max_size: int, timeout: float, **options: Any) -> _Decorato
     >>> squared.ubatch(3)
     9
     >>> squared.batcher.stop()
+    True
     """
 
     def make() -> UBatch[Any, Any]:

@@ -40,6 +40,7 @@ class Instrument:
     >>> batcher.map([1, 2])
     [1, 2]
     >>> batcher.stop()
+    True
     >>> seen
     [('sorted', 2, 'full')]
     """

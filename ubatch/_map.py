@@ -57,6 +57,7 @@ class Mappable(Generic[In, Out]):
         >>> roots.map([1, 4, -9], return_exceptions=True)
         [1.0, 2.0, ValueError(-9)]
         >>> roots.batcher.stop()
+        True
         """
         return list(self._answers((items, *more), window, return_exceptions))
 
@@ -91,6 +92,7 @@ class Mappable(Generic[In, Out]):
         >>> list(islice(squares.imap(count()), 5))
         [0, 1, 4, 9, 16]
         >>> squares.stop()
+        True
         """
         return self._answers((items, *more), window, return_exceptions)
 

@@ -114,12 +114,11 @@ class Statistics:
 class Tally:
     """The counters. Its collector's lock guards it."""
 
-    def __init__(self, max_size: int) -> None:
+    def __init__(self) -> None:
         self.ends: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.items = 0
         self.batches = 0
-        self._max_size = max_size
         self._sizes = [0] * (len(SIZES) + 1)
         self._fills = [0] * (len(SHARES) + 1)
         self._fill_sum = 0.0
@@ -130,8 +129,8 @@ class Tally:
         self._by_size = [(0, 0.0)] * (len(SIZES) + 1)
         self._fit = (0, 0.0, 0.0, 0.0)  # of ended batches: how many, sums of n, n·n and n·seconds
 
-    def batch_closed(self, reason: str, accepted_at: Sequence[float], now: float) -> None:
-        """A batch was closed, of requests that were accepted at these times."""
+    def batch_closed(self, reason: str, accepted_at: Sequence[float], now: float, max_size: int) -> None:
+        """A batch was closed, of requests that were accepted at these times, when it could have `max_size`."""
         size = len(accepted_at)
         self._count_queued(sorted(accepted_at), now)
         self._queued_sum += now * size - sum(accepted_at)
@@ -139,8 +138,8 @@ class Tally:
         self.items += size
         self.reasons[reason] += 1
         self._sizes[bisect_left(SIZES, size)] += 1
-        self._fills[bisect_left(SHARES, size / self._max_size)] += 1
-        self._fill_sum += size / self._max_size
+        self._fills[bisect_left(SHARES, size / max_size)] += 1
+        self._fill_sum += size / max_size
 
     def _count_queued(self, accepted_at: list[float], now: float) -> None:
         """Step the histogram for these, the oldest first: a step for each bucket, and not for each of them."""

@@ -20,7 +20,10 @@ its end takes one away, and so does parking. Whoever wakes a task adds it back *
 zero only when every task is parked for good: "zero" is never a passing lie, and nothing polls.
 
 The test itself is not a task. It calls `settle`, `advance` and what does not wait (`UBatch.submit`); calls that wait
-go through `call`, which makes a task for them.
+go through `call`, which makes a task for them. If it waits all the same it settles, and RuntimeError tells it so
+where that does not end its wait.
+
+An eager batch is closed only when the test settles, or moves time, in every world: its calls until then are together.
 """
 
 from __future__ import annotations
@@ -31,13 +34,18 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+from greenlet import getcurrent
+
 from ._batcher import UBatch
+from ._options import seconds as checked_seconds
 from ._request import running_batch
 from ._runtime import Executor, Runtime, Signal, Waiter, Wakeable, Where, choose
 from ._runtime._native import allocate_lock
 
 __all__ = ["Call", "Gate", "RecordingHandler", "UBatch", "VirtualRuntime"]
 
+NANO = 1e9
+GRACE = 1.0  # real seconds; only waited out by a test that fails
 WATCHDOG = 10.0  # real seconds; long enough for a busy machine, and only ever waited out by a test that fails
 
 
@@ -50,7 +58,9 @@ class VirtualRuntime(Runtime):
     def __init__(self, inner: str) -> None:
         self.inner = choose(inner)
         self.name = self.inner.name
-        self._now = 0.0
+        self._test = getcurrent()  # of its thread alone, so it tells threads apart as well
+        self._now = 0  # nanoseconds
+        self._clock = 0.0  # the same, or the rounding of a float more
         self._lock = allocate_lock()
         self._running = 0
         self._settling: list[Waiter] = []
@@ -58,27 +68,34 @@ class VirtualRuntime(Runtime):
         self._idling: set[_Spot] = set()  # parked until no task can go on
 
     def settle(self) -> None:
-        """Wait until no task can go on by itself. Raises RuntimeError when that takes more than ten real seconds."""
+        """Wait until no task can go on by itself. Raises RuntimeError when that takes more than ten real seconds.
+
+        Only now does an eager batcher find that nobody else is on the way: what the test has submitted since it last
+        settled is together in its batches.
+        """
         waiter = self.inner.waiter()
         with self._lock:
-            if self._running == 0:
+            if self._running == 0 and not self._idling:
                 return
             self._settling.append(waiter)
+            idling = self._at_rest()[0] if self._running == 0 else set()
+        for spot in idling:
+            spot.unpark()
         waiter.wait(WATCHDOG)
         if waiter in self._settling:
             raise RuntimeError(f"{self._running} tasks must come to rest or end; they ran on for {WATCHDOG} seconds")
 
     def advance(self, seconds: float) -> None:
-        """Let virtual time pass, and let happen what is due, each thing at its time."""
-        target = self._now + seconds
+        """Let virtual time pass, and let happen what is due, each thing at its time. Ten times 0.1 is 1.0."""
+        target = self._now + _nanoseconds(checked_seconds("seconds", seconds))
         while True:
             self.settle()
             with self._lock:
                 due_at = min((spot.deadline for spot in self._spots), default=math.inf)
                 if due_at > target:
-                    self._now = target
+                    self._set_now(target)
                     return
-                self._now = max(self._now, due_at)
+                self._set_now(max(self._now, int(due_at)))
                 due = [spot for spot in self._spots if spot.deadline <= self._now]
             for spot in due:
                 spot.unpark()
@@ -97,7 +114,7 @@ class VirtualRuntime(Runtime):
 
     def clock(self) -> float:
         """Virtual seconds, from 0.0."""
-        return self._now
+        return self._clock
 
     def spawn(self, target: Callable[[], None], name: str) -> None:
         def task() -> None:
@@ -118,7 +135,8 @@ class VirtualRuntime(Runtime):
         return _VirtualSignal(self)
 
     def waiter(self) -> Waiter:
-        return _Spot(self, self.inner.waiter(), counted=_in_task.get() or running_batch() is not None)
+        counted = _in_task.get() or running_batch() is not None
+        return _Spot(self, self.inner.waiter(), counted, of_test=not counted and getcurrent() is self._test)
 
     def wake(self, waiters: Sequence[Wakeable]) -> None:
         for waiter in waiters:
@@ -138,15 +156,26 @@ class VirtualRuntime(Runtime):
         """One task less can go on; at none, tell the tasks that wait for that; without such, whoever settles."""
         with self._lock:
             self._running -= 1
-            waiters: list[Waiter] = []
-            idling: set[_Spot] = set()
-            if self._running == 0 and self._idling:
-                idling, self._idling = self._idling, set()
-            elif self._running == 0:
-                waiters, self._settling = self._settling, []
+            idling, waiters = self._at_rest() if self._running == 0 else (set(), [])
         for spot in idling:
             spot.unpark()
         self.inner.wake(waiters)
+
+    # Under the lock.
+
+    def _at_rest(self) -> tuple[set[_Spot], list[Waiter]]:
+        """No task can go on, and whom to tell: nobody, until the test settles, for it may be about to call."""
+        idling: set[_Spot] = set()
+        waiters: list[Waiter] = []
+        if self._settling and self._idling:
+            idling, self._idling = self._idling, set()
+        else:
+            waiters, self._settling = self._settling, []
+        return idling, waiters
+
+    def _set_now(self, now: int) -> None:
+        self._now = now
+        self._clock = max(self._clock, now / NANO)
 
 
 class Call:
@@ -247,13 +276,14 @@ _in_task: ContextVar[bool] = ContextVar("ubatch_testing_in_task", default=False)
 class _Spot:
     """Where one task parks, once (`Waiter`). It really waits on an inner waiter, which only `unpark` sets."""
 
-    def __init__(self, runtime: VirtualRuntime, inner: Waiter, counted: bool) -> None:
+    def __init__(self, runtime: VirtualRuntime, inner: Waiter, counted: bool, of_test: bool = False) -> None:
         self._runtime = runtime
         self._inner = inner
         self._counted = counted
+        self._of_test = of_test
         self._parked = False
         self._set = False
-        self.deadline = math.inf
+        self.deadline = math.inf  # in the runtime's nanoseconds
 
     def get(self) -> None:
         self._park(math.inf)
@@ -278,11 +308,17 @@ class _Spot:
 
     def _park(self, timeout: float) -> None:
         runtime = self._runtime
+        if self._of_test and timeout > 0:
+            self._settle()
+            return
         with runtime._lock:
             if self._set or timeout <= 0:
                 return
-            self.deadline = runtime._now + timeout
-            if self.deadline < math.inf:
+            if timeout < math.inf:
+                if (nanoseconds := _nanoseconds(timeout)) == 0:  # what a sum of floats falls short of a time
+                    runtime._clock += timeout
+                    return
+                self.deadline = runtime._now + nanoseconds
                 runtime._spots.add(self)
             self._parked = True
         if self._counted:
@@ -296,6 +332,27 @@ class _Spot:
                 if was_parked and self._counted:
                     runtime._running += 1
             raise
+
+    def _settle(self) -> None:
+        """The test itself waits: for what needs no time, and for nothing else."""
+        runtime = self._runtime
+        runtime.settle()
+        with runtime._lock:
+            if self._set:
+                return
+            self._parked = True
+        self._inner.wait(GRACE)  # for what is not counted: a greenlet that the test has killed
+        with runtime._lock:
+            self._parked = False
+        if not self._set:
+            raise RuntimeError(
+                "the test itself must not wait while time stands still: make the call in a task of its own, "
+                "call(batcher.ubatch, ...), then settle() or advance()"
+            )
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * NANO)
 
 
 class _VirtualSignal:

@@ -111,7 +111,7 @@ def test_after_a_head_request_comes_the_next_answer_and_nothing_else(
 
 
 def test_a_readiness_that_must_be_asked_otherwise_tells_a_head_request_so_without_a_body() -> None:
-    application = UBatchMiddleware(hello, readiness="/ready")
+    application = UBatchMiddleware(hello, readiness="/ready", batchers=[])
     assert ask(application, "/ready", "DELETE").status == "405 Method Not Allowed"
     answer = ask(application, "/ready", "HEAD")
     assert (answer.status, answer.body) == ("200 OK", b"")
@@ -191,11 +191,11 @@ def test_each_way_to_write_one_that_is_told_is_taken(text: str) -> None:
 
 
 def test_a_readiness_path_may_have_any_letters() -> None:
-    application = UBatchMiddleware(raising(AssertionError("reached")), readiness="/bereit/ü")
+    application = UBatchMiddleware(raising(AssertionError("reached")), readiness="/bereit/ü", batchers=[])
     assert ask(application, "/bereit/ü".encode().decode("latin-1")).json["ready"] is True
     app = Flask(__name__)
     app.config["UBATCH_READINESS"] = "/準備"
-    UBatchExtension(app)
+    UBatchExtension(app, batchers=[])
     assert app.test_client().get("/準備").json == {"ready": True, "stopped": [], "stalled": []}
 
 

@@ -64,6 +64,7 @@ def instrument(tracer_provider: TracerProvider | None = None) -> Instrument:
     ...     batcher.ubatch(3)
     3
     >>> batcher.stop()
+    True
     """
     return _Tracing(trace.get_tracer("ubatch", __version__, tracer_provider))
 

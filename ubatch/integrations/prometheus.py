@@ -311,10 +311,7 @@ class _Written(Instrument):
         return series
 
     def _make(self, collector: Collector) -> _Series:
-        name, options = collector.name, collector._options
-        self._settings["max_size"].labels(name).set(options.policy.max_size)
-        self._settings["timeout"].labels(name).set(options.policy.timeout)
-        self._settings["max_in_flight"].labels(name).set(options.max_in_flight)
+        name = collector.name
         return _Series(
             ends={end: self._calls.labels(name, end) for end in ENDS},
             state={key: gauge.labels(name) for key, gauge in self._state.items()},
@@ -329,6 +326,12 @@ class _Written(Instrument):
             now = collector.statistics()
             before, series.seen = series.seen, now
             series.looked_at = collector.clock()
+        policy = collector._options.policy
+        if policy is not series.policy:
+            series.policy = policy
+            self._settings["max_size"].labels(collector.name).set(policy.max_size)
+            self._settings["timeout"].labels(collector.name).set(policy.timeout)
+            self._settings["max_in_flight"].labels(collector.name).set(collector._options.max_in_flight)
         for end, counter in series.ends.items():
             if difference := now[end] - before.get(end, 0):
                 counter.inc(difference)
@@ -349,6 +352,7 @@ class _Series:
         self.queue_seconds = queue_seconds
         self.handler_seconds = handler_seconds
         self.seen: dict[str, Any] = {}
+        self.policy: Any = None
         self.looked_at = -inf
 
 
