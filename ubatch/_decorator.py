@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, update_wrapper
+from pickle import PicklingError
 from types import MethodType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from ._batcher import Outputs, UBatch
+from ._handler import signature_of
 from ._map import Mappable
 from ._request import Request
 from ._runtime import handler_name
@@ -24,13 +27,23 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
     """A decorated function. Called, it is the function itself; its methods go through `batcher`.
 
     In a class it is a method, and each instance has a batcher of its own, which is gone with the instance. So it is
-    refused in a Flask view class that makes an instance for each request.
+    refused in a Flask view class that makes an instance for each request. A function of one argument is none, and has
+    one batcher; so has a `staticmethod`, and a `classmethod` has one for each class, where this stands above them.
+
+    It pickles by its name, as functions do, and copies as itself.
     """
 
     __name__: str
     __wrapped__: Callable[P, Returned]
 
     def __init__(self, function: Callable[P, Returned], make: Callable[[], UBatch[Any, Out]]) -> None:
+        self._of_class = isinstance(function, classmethod)
+        if isinstance(function, classmethod | staticmethod):
+            self._is_static = not self._of_class
+            function = function.__func__
+        else:
+            self._is_static = _takes_no_instance(function)
+        self._needs_class = _takes_a_class(function) and not self._of_class and sys.version_info >= CLASSMETHODS_HIDE
         self._function = function
         self._make = make
         self._instances: dict[int, tuple[ReferenceType[Any], UBatch[Any, Out]]] = {}
@@ -42,16 +55,44 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Returned:
         return self._function(*args, **kwargs)
 
+    @property
+    def function(self) -> Callable[P, Returned]:
+        """The function that was decorated."""
+        return self._function
+
+    @property
+    def max_size(self) -> int:
+        """That of `batcher`. May be set."""
+        return self.batcher.max_size
+
+    @max_size.setter
+    def max_size(self, value: int) -> None:
+        self.batcher.max_size = value
+
+    @property
+    def timeout(self) -> float:
+        """That of `batcher`. May be set."""
+        return self.batcher.timeout
+
+    @timeout.setter
+    def timeout(self, value: float) -> None:
+        self.batcher.timeout = value
+
     def ubatch(self, *args: Q.args, **kwargs: Q.kwargs) -> Out:
         """`UBatch.ubatch`: answer one call, in a batch."""
+        if self._needs_class:
+            raise self._no_class()
         return self.batcher.ubatch(*args, **kwargs)
 
     def submit(self, *args: Q.args, **kwargs: Q.kwargs) -> Request[Out]:
         """`UBatch.submit`: make a call without waiting."""
+        if self._needs_class:
+            raise self._no_class()
         return self.batcher.submit(*args, **kwargs)
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
-        _refuse_one_per_request(owner, name)
+        if not (self._is_static or self._of_class):
+            _refuse_one_per_request(owner, name)
 
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> BatchedFunction[P, Q, Returned, Out]: ...
@@ -60,12 +101,30 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
     def __get__(self, instance: object, owner: type[Any]) -> BatchedMethod[Returned, Out]: ...
 
     def __get__(self, instance: object | None, owner: type[Any]) -> Any:
-        return self if instance is None else BatchedMethod(self, instance, self._batcher_of(instance))
+        if self._of_class:
+            instance = type(instance) if owner is None else owner
+        return (
+            self if instance is None or self._is_static else BatchedMethod(self, instance, self._batcher_of(instance))
+        )
+
+    def __reduce__(self) -> str:
+        name = getattr(self, "__qualname__", None)
+        if name is None:  # a `functools.partial` object
+            raise PicklingError(f"what is decorated must have a name to be pickled by; {self!r} has none")
+        return str(name)
 
     def _answers(
         self, columns: tuple[Iterable[Any], ...], window: int | None, return_exceptions: bool
     ) -> Iterator[Any]:
+        if self._needs_class:
+            raise self._no_class()
         return self.batcher._answers(columns, window, return_exceptions)
+
+    def _no_class(self) -> TypeError:
+        return TypeError(
+            f"{self.__name__!r} must be told its class: put @ubatch_decorator above @classmethod, which since Python "
+            "3.13 hides what it stands above"
+        )
 
     def __repr__(self) -> str:
         return f"<ubatch_decorator of {handler_name(self._function)!r}: {self.batcher!r}>"
@@ -137,6 +196,9 @@ class BatchedMethod(Mappable[Any, Out], Generic[Returned, Out]):
     ) -> Iterator[Any]:
         return self.batcher._answers_of(self._method, columns, window, return_exceptions)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._method.__self__, self._method.__name__)
+
     def __repr__(self) -> str:
         return f"<ubatch_decorator of {self._method!r}: {self.batcher!r}>"
 
@@ -188,6 +250,32 @@ def ubatch_decorator(max_size: int, timeout: float, **options: Any) -> _Decorato
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+CLASSMETHODS_HIDE = (3, 13)  # until then `classmethod` asked what it stood above for a method of the class
+
+
+def _parameters(function: Callable[..., Any]) -> list[Any]:
+    from inspect import Parameter  # with `signature_of`: it is imported late
+
+    signature = signature_of(function)
+    by_position = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [] if signature is None else list(signature.parameters.values())
+    return [one for one in parameters if one.kind in by_position or one.kind is Parameter.VAR_POSITIONAL]
+
+
+def _takes_no_instance(function: Callable[..., Any]) -> bool:
+    """Whether it has one argument, its list: so it is no method, wherever it stands."""
+    parameters = _parameters(function)
+    return len(parameters) == 1 and parameters[0].kind is not parameters[0].VAR_POSITIONAL
+
+
+def _takes_a_class(function: Callable[..., Any]) -> bool:
+    """Whether it stands in the body of a class, and its first argument is the class."""
+    parameters = _parameters(function)
+    outside = getattr(function, "__qualname__", "").rpartition(".")[0]
+    in_class = bool(outside) and not outside.endswith("<locals>")
+    return in_class and len(parameters) > 1 and parameters[0].name == "cls"
+
+
 MANY_ALONE = 100  # instances; arbitrary
 
 
@@ -212,9 +300,7 @@ class _WeakMethod:
         self._function = function
         self._reference = reference
         self.__name__ = handler_name(function)
-        from inspect import signature
-
-        self.__signature__ = signature(MethodType(function, reference()))
+        self.__signature__ = signature_of(MethodType(function, reference()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         instance = self._reference()

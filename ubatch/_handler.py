@@ -142,6 +142,11 @@ class HandlerCall:
             )
 
 
+def check_outputs(outputs: Any, size: int, handler: Callable[..., Any]) -> list[Any]:
+    """What `HandlerCall` makes of these outputs for so many inputs, where it has seen no others. Raises the same."""
+    return HandlerCall()._checked(outputs, size, handler)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 

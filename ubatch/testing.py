@@ -37,12 +37,13 @@ from typing import Any
 from greenlet import getcurrent
 
 from ._batcher import UBatch
+from ._check_handler import check_handler
 from ._options import seconds as checked_seconds
 from ._request import running_batch
 from ._runtime import Executor, Runtime, Signal, Waiter, Wakeable, Where, choose
 from ._runtime._native import allocate_lock
 
-__all__ = ["Call", "Gate", "RecordingHandler", "UBatch", "VirtualRuntime"]
+__all__ = ["Call", "Gate", "RecordingHandler", "UBatch", "VirtualRuntime", "check_handler"]
 
 NANO = 1e9
 GRACE = 1.0  # real seconds; only waited out by a test that fails
