@@ -31,7 +31,7 @@ def signature_of(function: Callable[..., Any]) -> Signature | None:
     if sys.version_info >= ANNOTATIONS_ARE_LAZY:
         from annotationlib import Format  # type: ignore[import-not-found, unused-ignore]
 
-        options["annotation_format"] = Format.FORWARDREF
+        options["annotation_format"] = Format.STRING
     try:
         return signature(function, **options)
     except ValueError:
