@@ -10,7 +10,14 @@ A fifth of the calls is made in each world: gevent with each executor, and plain
 * by the caller: it leaves after up to four milliseconds (its greenlet is killed, a `gevent.Timeout` goes off; a thread,
   which nothing can kill, cancels its request), or it has a deadline that short;
 * from outside, where there are greenlets: the collector is killed, a handler's greenlet is killed;
+* by signals, every two milliseconds of work, at any line: their handler asks for statistics, submits and cancels, or it
+  raises where a caller is in the midst of its call, as an alarm does (not in the last line of `deadline`, which could
+  then not take its deadline away);
 * the queue is short, so calls are refused.
+
+Handlers, callers and an instrument write to one log, with a handler for a file that rotates all the time, and handlers
+and callers share a session: a connection that answers, behind a lock. Where handlers are native, sessions stay with
+the callers, and in a process that an older gevent has patched they do not log (`ubatch/_runtime/_gevent_locks.py`).
 
 Each item carries what the handler did with it, so that each outcome is checked: an answer must be this item's, an
 exception must be the caller's own and the one that the handler raised for this item, and where the error says that the
@@ -24,30 +31,44 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import os
 import random
+import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from textwrap import fill
+from types import FrameType
 from typing import Any, NamedTuple
 
 import gevent
+import gevent.lock
+import gevent.socket
 
 from ubatch import (
     BadBatchOutputSize,
+    Batch,
     DeadlineExceeded,
     HandlerAborted,
+    Instrument,
     NotProcessed,
     QueueFull,
     QueueTimeout,
+    ReentrantCall,
     ResultTimeout,
     UBatch,
     deadline,
 )
+from ubatch._runtime._gevent_locks import why_not_natively
 from ubatch._runtime._native import LockWaiter
 
 WORLDS = [
@@ -58,6 +79,9 @@ WORLDS = [
     ("threading", "auto"),
 ]
 TENTHS = 10
+SIGNAL_EVERY = 0.002  # seconds of the processor's time
+LOGGED = 0.03  # of batches, and of calls, that write to the log
+ASKED = 0.02  # of batches, and of calls, that use the session
 LIMIT = 120.0  # seconds for a tenth; what has not ended by then is unanswered
 SLOW = 0.010  # seconds, at most
 PATIENCE = 0.004  # seconds, at most, of a caller that leaves
@@ -138,6 +162,49 @@ class BadItem(Exception):
     """By the handler, for one item."""
 
 
+class Alarm(Exception):
+    """By a signal's handler, in a caller."""
+
+
+class Session:
+    """A connection that gives back what it gets, for one at a time: with threads, or in a hub."""
+
+    def __init__(self, runtime: str) -> None:
+        kind: Any = gevent.socket if runtime == "gevent" else socket
+        self._lock: Any = gevent.lock.RLock() if runtime == "gevent" else threading.Lock()
+        self._near, self._far = kind.socketpair()
+        self._near.settimeout(LIMIT)
+        if runtime == "gevent":
+            gevent.spawn(self._answer)
+        else:
+            threading.Thread(target=self._answer, daemon=True).start()
+
+    def ask(self, number: int) -> None:
+        """Raises AssertionError for somebody else's answer."""
+        text = b"%020d" % number
+        with self._lock:
+            self._near.sendall(text)
+            assert self._near.recv(20, socket.MSG_WAITALL) == text
+
+    def close(self) -> None:
+        self._near.close()
+
+    def _answer(self) -> None:
+        with self._far:
+            while text := self._far.recv(20):
+                self._far.sendall(text)
+
+
+class Logs(Instrument):
+    """A line for some batches."""
+
+    def __init__(self, log: Callable[[str, int], None]) -> None:
+        self._log = log
+
+    def batch_ended(self, batch: Batch) -> None:
+        self._log("a batch of %d has ended", len(batch.requests))
+
+
 class Item:
     """What a call hands over. It knows what the answer must be, and what the handler did with it."""
 
@@ -180,22 +247,37 @@ class _World:
         self.report = Report(f"{runtime}, {executor}")
         self._random = random.Random(f"{seed} {runtime} {executor}")
         self._batcher: UBatch[Item, int] = UBatch(
-            runtime=runtime, executor=executor, name=f"soak-{runtime}-{executor}", **OPTIONS[runtime]
+            runtime=runtime,
+            executor=executor,
+            name=f"soak-{runtime}-{executor}",
+            instruments=[Logs(self._log)],
+            **OPTIONS[runtime],
         ).set_handler(self._handle)
+        self._logger = logging.getLogger(f"{__name__}.{runtime}.{executor}")
+        self._session = Session(runtime)
+        self._native = runtime == "gevent" and executor == "native"
+        self._handler_logs = not self._native or why_not_natively() is None
         self._numbers = iter(range(0))
         self._unseen: deque[Item] = deque(maxlen=10_000)  # of which the error said that the handler never saw them
 
     def run(self, calls: int) -> Report:
         start = time.monotonic()
-        for tenth in range(TENTHS):
-            self._numbers = iter(range(tenth * calls // TENTHS, (tenth + 1) * calls // TENTHS))
-            self._make_calls()
-            if self.report.unanswered:
-                break
-            self._look_again_at_the_unseen()
-            self.report.measures.append(self._measure())
-        self.report.seconds = time.monotonic() - start
-        self._batcher.stop(LIMIT)
+        with ExitStack() as stack:
+            stack.enter_context(_log_file(self._logger))
+            stack.callback(self._session.close)
+            for tenth in range(TENTHS):
+                self._numbers = iter(range(tenth * calls // TENTHS, (tenth + 1) * calls // TENTHS))
+                with _signals(self._interrupt):
+                    self._make_calls()
+                if self.report.unanswered:
+                    break
+                self._look_again_at_the_unseen()
+                self.report.measures.append(self._measure())
+            self.report.seconds = time.monotonic() - start
+            self._batcher.stop(LIMIT)
+        alarms, interrupted = self.report.counts["alarms"], self.report.counts["interrupted"]
+        if alarms != interrupted:
+            self.report.wrong.append(f"{alarms} alarms went off in callers, and {interrupted} of these got one")
         return self.report
 
     # The handler.
@@ -208,6 +290,10 @@ class _World:
         fate = "slow" if draw < 0.02 else "answered"
         if fate == "slow":
             self._take(self._random.random() * SLOW)
+        if self._handler_logs:
+            self._log("the handler has %d items", len(items))
+        if not self._native and self._random.random() < ASKED:
+            self._session.ask(items[0].number)
         outputs: list[Any] = [item.answer for item in items]
         error: BaseException | None = None
         if 0.02 <= draw < 0.04:
@@ -242,9 +328,10 @@ class _World:
             gevent.joinall([gevent.spawn(self._call_on, tally) for tally in tallies], timeout=LIMIT)
             disturber.kill()
         else:
-            threads = [threading.Thread(target=self._call_on, args=(tally,), daemon=True) for tally in tallies]
+            threads = [threading.Thread(target=self._call_on, args=(tally,), daemon=True) for tally in tallies[1:]]
             for thread in threads:
                 thread.start()
+            self._call_on(tallies[0])  # in the main thread, which signals interrupt
             end = time.monotonic() + LIMIT
             for thread in threads:
                 thread.join(max(0.0, end - time.monotonic()))
@@ -256,6 +343,9 @@ class _World:
         for number in self._numbers:
             tally["calls"] += 1
             item = Item(number)
+            self._log("a caller asks for item %d", number)
+            if self._random.random() < ASKED:
+                self._session.ask(number)
             try:
                 outcome: object = self._random.choice(ways)(item)
             except Exception as error:
@@ -292,6 +382,21 @@ class _World:
         caller.kill()
         return LEFT if isinstance(caller.value, gevent.GreenletExit) else caller.value
 
+    def _log(self, text: str, number: int) -> None:
+        if self._random.random() < LOGGED:
+            self._logger.info(text, number)
+
+    def _interrupt(self, _: int, frame: FrameType | None) -> None:
+        """A signal has come, at some line of the main thread, in whatever greenlet."""
+        if self._random.random() < 0.2 and _is_in_a_call(frame):
+            self.report.counts["alarms"] += 1
+            raise Alarm
+        self.report.counts["signals"] += 1
+        self._batcher.statistics()
+        repr(self._batcher)
+        with suppress(NotProcessed, ReentrantCall):
+            self._batcher.submit(Item(-1)).cancel()
+
     def _disturb(self) -> None:
         """Kill the collector and the handler's greenlets now and then."""
         while True:
@@ -309,6 +414,8 @@ class _World:
         """What the call met; noted where it must not be."""
         if outcome is LEFT:
             return "left"
+        if isinstance(outcome, Alarm):
+            return "interrupted"
         if not isinstance(outcome, Exception):
             right = outcome == item.answer and item.seen == 1 and item.fate in ("answered", "slow")
             return item.fate if right else self._wrong(item, outcome)
@@ -344,6 +451,49 @@ class _World:
             gc.collect()
         threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
         return Measure(sys.getallocatedblocks(), _resident(), threads, len(_greenlets()))
+
+
+@contextmanager
+def _log_file(logger: logging.Logger) -> Iterator[None]:
+    """The logger writes to a file that rotates all the time, and nowhere else."""
+    with tempfile.TemporaryDirectory() as folder:
+        handler = RotatingFileHandler(Path(folder) / "soak.log", maxBytes=20_000, backupCount=2)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Signals come to this, the main thread, as long as the process works."""
+    before = signal.signal(signal.SIGPROF, handler)
+    signal.setitimer(signal.ITIMER_PROF, SIGNAL_EVERY, SIGNAL_EVERY)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _is_in_a_call(frame: FrameType | None) -> bool:
+    """Whether it is the library's, and a caller of this soak has called that."""
+    module = "" if frame is None else str(frame.f_globals.get("__name__"))
+    if not module.startswith("ubatch.") or module == "ubatch._deadline":
+        return False
+    while frame is not None:
+        if frame.f_code in CALLERS_CODE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+CALLERS_CODE = {_World._stay.__code__, _World._hurry.__code__}
 
 
 def _outcome_of(function: Callable[..., object], *args: object) -> object:

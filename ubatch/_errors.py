@@ -156,8 +156,8 @@ def copied(error: Exception) -> Exception:
     """
     try:
         return _copy(error)
-    except Exception:  # a class that refuses to be made so
-        pass
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):  # a class that refuses to be made so
+        pass  # whatever else it is, an alarm may have raised it, and must not be lost
     try:
         again = copy(error)
     except Exception:
