@@ -69,7 +69,7 @@ from ubatch import (
     deadline,
 )
 from ubatch._runtime._gevent_locks import why_not_natively
-from ubatch._runtime._native import LockWaiter
+from ubatch._runtime._native import LockWaiter, threading_is_patched
 
 WORLDS = [
     ("gevent", "auto"),
@@ -255,7 +255,8 @@ class _World:
         ).set_handler(self._handle)
         self._logger = logging.getLogger(f"{__name__}.{runtime}.{executor}")
         self._session = Session(runtime)
-        self._native = runtime == "gevent" and executor == "native"
+        # Where callers are greenlets and handlers are not.
+        self._native = threading_is_patched() if runtime == "threading" else executor == "native"
         self._handler_logs = not self._native or why_not_natively() is None
         self._numbers = iter(range(0))
         self._unseen: deque[Item] = deque(maxlen=10_000)  # of which the error said that the handler never saw them
