@@ -17,7 +17,8 @@ A fifth of the calls is made in each world: gevent with each executor, and plain
 
 Handlers, callers and an instrument write to one log, with a handler for a file that rotates all the time, and handlers
 and callers share a session: a connection that answers, behind a lock. Where handlers are native, sessions stay with
-the callers, and in a process that an older gevent has patched they do not log (`ubatch/_runtime/_gevent_locks.py`).
+the callers, and in a patched process nobody logs where gevent is too old for that, or the runtime is "threading"
+(docs/servers.md, "Logging, and other locks, in handlers").
 
 Each item carries what the handler did with it, so that each outcome is checked: an answer must be this item's, an
 exception must be the caller's own and the one that the handler raised for this item, and where the error says that the
@@ -255,9 +256,10 @@ class _World:
         ).set_handler(self._handle)
         self._logger = logging.getLogger(f"{__name__}.{runtime}.{executor}")
         self._session = Session(runtime)
+        patched = threading_is_patched()
         # Where callers are greenlets and handlers are not.
-        self._native = threading_is_patched() if runtime == "threading" else executor == "native"
-        self._handler_logs = not self._native or why_not_natively() is None
+        self._native = patched if runtime == "threading" else executor == "native"
+        self._logs = not self._native or (runtime == "gevent" and why_not_natively() is None)
         self._numbers = iter(range(0))
         self._unseen: deque[Item] = deque(maxlen=10_000)  # of which the error said that the handler never saw them
 
@@ -291,8 +293,7 @@ class _World:
         fate = "slow" if draw < 0.02 else "answered"
         if fate == "slow":
             self._take(self._random.random() * SLOW)
-        if self._handler_logs:
-            self._log("the handler has %d items", len(items))
+        self._log("the handler has %d items", len(items))
         if not self._native and self._random.random() < ASKED:
             self._session.ask(items[0].number)
         outputs: list[Any] = [item.answer for item in items]
@@ -384,7 +385,7 @@ class _World:
         return LEFT if isinstance(caller.value, gevent.GreenletExit) else caller.value
 
     def _log(self, text: str, number: int) -> None:
-        if self._random.random() < LOGGED:
+        if self._logs and self._random.random() < LOGGED:
             self._logger.info(text, number)
 
     def _interrupt(self, _: int, frame: FrameType | None) -> None:
