@@ -15,6 +15,7 @@ import pytest
 import ubatch.decorators
 import ubatch.ubatch
 from ubatch import UBatch, ubatch_decorator
+from ubatch._runtime._native import threading_is_patched
 from ubatch.testing import VirtualRuntime
 
 HIDES = sys.version_info >= (3, 13)
@@ -167,6 +168,7 @@ def test_a_decorated_function_pickles_by_its_name_and_copies_as_itself(used: boo
         pickle.dumps(nameless)
 
 
+@pytest.mark.skipif(threading_is_patched(), reason="multiprocessing.Pool waits for ever where gevent has patched")
 def test_a_spawned_process_gets_it() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map_async(squared, [[1, 2], [3]]).get(50) == [[1, 4], [9]]
