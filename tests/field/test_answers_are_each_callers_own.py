@@ -185,6 +185,19 @@ def test_an_exception_made_in_c_arrives_as_what_it_is(runtime: VirtualRuntime) -
         assert bad.error_count() == 1
 
 
+def test_a_syntax_error_of_lxml_arrives_with_its_place(runtime: VirtualRuntime) -> None:
+    etree = pytest.importorskip("lxml.etree")
+
+    def parse(texts: list[bytes]) -> list[Any]:
+        return [etree.fromstring(text).tag for text in texts]
+
+    for options in ({}, {"isolate_errors": True}):
+        found = answers(runtime, parse, b"<a/>", b"<b", **options)
+        assert type(found[1]) is etree.XMLSyntaxError
+        assert found[1].position == (1, 3)
+    assert found[0] == "a"
+
+
 def test_a_handler_that_ran_is_never_called_not_processed(runtime: VirtualRuntime) -> None:
     def charge(xs: list[int]) -> list[int]:
         raise QueueFull("of another batcher", 1.0)

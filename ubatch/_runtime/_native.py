@@ -45,8 +45,33 @@ def start_thread(target: Callable[[], None], name: str) -> None:
     """Start a native daemon thread. It carries `name` where `threading` knows native threads at all."""
     if threading_is_patched():
         start_raw_thread(target)
+        return
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    if get_ident() == threading.main_thread().ident:
+        _start_undisturbed(thread)
     else:
-        threading.Thread(target=target, name=name, daemon=True).start()
+        thread.start()
+
+
+def _start_undisturbed(thread: threading.Thread) -> None:
+    """Start it where no signal's handler can raise: in the midst of that, `threading` would lose count of its threads,
+    and raise something else.
+    """
+    failed: list[Exception] = []
+    done = LockWaiter()
+
+    def start() -> None:
+        try:
+            thread.start()
+        except Exception as error:
+            failed.append(error)
+        finally:
+            done.set()
+
+    start_raw_thread(start)
+    done.get()
+    if failed:
+        raise failed[0]
 
 
 def start_raw_thread(target: Callable[[], None]) -> None:
