@@ -137,38 +137,3 @@ def test_while_a_caller_holds_its_exception_the_frames_tell_where_the_handler_wa
     stopping = runtime.call(batcher.stop)
     runtime.settle()
     assert stopping.done
-
-
-class OutOfMemory(RuntimeError):
-    """A pretended device has no more units."""
-
-
-@pytest.mark.usefixtures("no_gc")
-def test_out_of_memory_is_answered_in_parts_that_fit(runtime: VirtualRuntime) -> None:
-    used = 0
-
-    class Tensor:
-        def __init__(self, units: int) -> None:
-            nonlocal used
-            if used + units > 100:
-                raise OutOfMemory
-            self.units = units
-            used += units
-
-        def __del__(self) -> None:
-            nonlocal used
-            used -= getattr(self, "units", 0)
-
-    def forward(rows: list[int]) -> list[int]:
-        first, second = Tensor(4 * len(rows)), Tensor(4 * len(rows))
-        assert first is not second
-        return [row * 2 for row in rows]
-
-    batcher = UBatch[int, int](16, 1.0, runtime=runtime, isolate_errors=True).set_handler(forward)
-    requests = [batcher.submit(x) for x in range(16)]
-    runtime.settle()
-    assert [request.result() for request in requests] == [2 * x for x in range(16)]
-    stopping = runtime.call(batcher.stop)
-    runtime.settle()
-    assert stopping.done
-    assert used == 0
