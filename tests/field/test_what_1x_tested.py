@@ -1,7 +1,7 @@
 """What the public tests of uBatch 1.x ask for, with imports adapted, written anew for the behaviour that they showed.
 
-1.0.0's tests of `DataRequest` and `DataRequestBuffer` were of its insides, which are gone: what those were for (who is in
-a batch, when it is due, in what order) is asked of the batcher here.
+1.0.0's tests of `DataRequest` and `DataRequestBuffer` were of its insides, which are gone: what those were for (who is
+in a batch, when it is due, in what order) is asked of the batcher here.
 """
 
 from __future__ import annotations
