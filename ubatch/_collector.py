@@ -122,7 +122,7 @@ class Collector:
         self.handler_raised = self._executor.raised
         self._signal = runtime.signal()
         self._later: deque[Act] = deque()  # what this or another thread could not do inside its own section
-        self._catching_up = allocate_lock()
+        self._catching_up = RLock()
         self._unseen: deque[Exception] = deque()  # errors of requests that were dropped before anybody asked
         self._to_call: deque[Callback] = deque()
         self._calling = allocate_lock()  # taken by the task that calls them
@@ -295,7 +295,6 @@ class Collector:
 
     def reconsider(self) -> None:
         """The options have changed: decide anew. Anywhere, inside a section too."""
-        self._later.append(self._tell_of_room_now)
         with suppress(Exception):  # home may have gone
             self._signal.set()
         self.catch_up()
@@ -395,7 +394,7 @@ class Collector:
         waiter = self.runtime.waiter()
         try:
             with self.lock:
-                if self.lifecycle.stopped or self._pending.count < self._options.max_queue:
+                if self._has_room():
                     return
                 self._room_wanted[waiter] = None
             self.catch_up()
@@ -435,13 +434,19 @@ class Collector:
             )
 
     def catch_up(self) -> None:
-        """At the end of a section: do what could not be done inside it, in its order, so by one thread at a time."""
-        while self._later and not self.lock._is_owned() and self._catching_up.acquire(False):
-            try:
+        """At the end of a section: do what could not be done inside it, in its order, so by one thread at a time.
+
+        And tell who waits for a place in the queue, where there is one. Nothing is noted for that: what an exception
+        from outside keeps from being told now is told at the end of the next section.
+        """
+        if self.lock._is_owned():
+            return
+        while self._later and not self._catching_up._is_owned():
+            with self._catching_up:  # as in `_accept_now`: nothing can come between
                 while self._later:
                     self._later.popleft()()
-            finally:
-                self._catching_up.release()
+        if self._room_wanted and self._has_room():
+            self.runtime.wake(tuple(self._room_wanted))
 
     def _recover(self, request: Request[Any], error: UBatchError) -> None:
         """An exception from outside hit this thread, at whatever line: put right what it may have left half done.
@@ -556,7 +561,8 @@ class Collector:
 
     def _finish_now(self, batch: Batch) -> None:
         with self.lock:
-            if batch in self._in_flight:
+            again = batch not in self._in_flight  # it may not have come to its end, where it rings
+            if not again:
                 self._learn(batch)
                 if len(self._in_flight) == self._options.max_in_flight:
                     self._free_at = self.clock()
@@ -564,7 +570,7 @@ class Collector:
             waiters, answered, failed = batch.settle()
             self._tally.ends["answered"] += answered
             self._tally.ends["raised"] += failed
-            ring = self._place_wanted and (self._pending.count > 0 or self.lifecycle.stopped)
+            ring = again or (self._place_wanted and (self._pending.count > 0 or self.lifecycle.stopped))
             if self._place_wanted and not ring:
                 self._wanted = 1  # the collector sleeps on, now for want of requests
             self._place_wanted = False
@@ -649,9 +655,6 @@ class Collector:
         with suppress(Exception):  # home may have gone too, or there is no thread to be had
             self.runtime.spawn(partial(self._show, batches), f"ubatch-collector:{self.name}")
 
-    def _tell_of_room_now(self) -> None:
-        self.runtime.wake(tuple(self._room_wanted))
-
     def _call_back_all(self) -> None:
         """Called with `_calling` taken.
 
@@ -698,7 +701,6 @@ class Collector:
     def _mend(self) -> None:
         """After an exception from outside in a section, before another thread can see what it left half done."""
         self._pending.rebuild(lambda request: request._state == PENDING)
-        self._tell_of_room()
 
     def _renew(self) -> Act | None:
         """A handler that was given up may never come back: let the executor make new places for those to come."""
@@ -733,7 +735,6 @@ class Collector:
         self._in_flight.append(batch)
         batch.take()
         self._pending.drop(step.shape, len(requests))
-        self._tell_of_room()
         self._tally.batch_closed(step.reason, [request.accepted_at for request in requests], now, step.size)
         # With nothing left the next step can only be to sleep, so it is decided at once.
         return partial(self._dispatch, batch, None if self._pending.count else self._close_or_sleep(now))
@@ -784,6 +785,10 @@ class Collector:
     def _killed_error(self) -> NotProcessed:
         return NotProcessed(f"the collector of {self.name!r} was killed: try again")
 
+    def _has_room(self) -> bool:
+        """Whether a call would be accepted, or refused for another reason than that the queue is full."""
+        return self.lifecycle.stopped or self._pending.count < self._options.max_queue
+
     def _refusal(self) -> UBatchError:
         if self.lifecycle.stopped:
             self._tally.ends["closed"] += 1
@@ -827,7 +832,6 @@ class Collector:
     def _end_pending(self, request: Request[Any], error: UBatchError, how: str) -> tuple[Wakeable, ...]:
         waiters = request.end(FAILED, error)  # first: `_recover` puts the rest right
         self._pending.remove(request)
-        self._tell_of_room()
         self._wanted -= 1  # one less is there, of those that it was counted from
         self._tally.ends[how] += 1
         return waiters
@@ -837,13 +841,7 @@ class Collector:
         self._tally.ends["closed"] += len(requests)
         waiters = [waiter for request in requests for waiter in request.end(FAILED, error)]
         self._pending = Pending()
-        self._tell_of_room()
         return waiters
-
-    def _tell_of_room(self) -> None:
-        """There is a place in the queue, or the end of it: have those woken who wait for one, after the section."""
-        if self._room_wanted:
-            self._later.append(partial(self.runtime.wake, tuple(self._room_wanted)))
 
     def _left(self) -> int:
         """How many requests have not ended."""

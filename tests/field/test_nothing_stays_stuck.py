@@ -20,7 +20,16 @@ import pytest
 
 import ubatch
 from tests.conftest import ON_LIBUV
-from ubatch import BatcherClosed, DeadlineExceeded, NotProcessed, ReentrantCall, UBatch, UBatchError, deadline
+from ubatch import (
+    BatcherClosed,
+    DeadlineExceeded,
+    NotProcessed,
+    QueueFull,
+    ReentrantCall,
+    UBatch,
+    UBatchError,
+    deadline,
+)
 
 pytestmark = [
     pytest.mark.skipif(sys.version_info[:2] == (3, 13), reason="CPython 3.13 does not trace each opcode"),
@@ -120,7 +129,7 @@ def plus_one(xs: list[int]) -> list[int]:
 @pytest.fixture(params=["threading auto", "gevent auto", "gevent native"])
 def batcher(request: pytest.FixtureRequest) -> Iterator[UBatch[int, int]]:
     runtime, executor = request.param.split()
-    batcher = UBatch[int, int](4, 0.0, runtime=runtime, executor=executor).set_handler(plus_one)
+    batcher = UBatch[int, int](4, 0.0, max_queue=4, runtime=runtime, executor=executor).set_handler(plus_one)
     yield batcher
     batcher.stop(LIMIT)
 
@@ -155,7 +164,23 @@ def reading(batcher: UBatch[int, int]) -> None:
     repr(batcher)
 
 
-OPERATIONS = [call, waiting_call, cancelled_call, late_call, restart, reading]
+def many_calls(batcher: UBatch[int, int]) -> None:
+    """More than find a place in the queue."""
+    batcher.map(range(5), window=5)
+
+
+def called_back(batcher: UBatch[int, int]) -> None:
+    request = batcher.submit(1)
+    request.add_done_callback(lambda _: None)
+    request.result(LIMIT)
+
+
+def changing(batcher: UBatch[int, int]) -> None:
+    batcher.timeout = 0.0
+    batcher.max_queue = 4
+
+
+OPERATIONS = [many_calls, called_back, changing, call, waiting_call, cancelled_call, late_call, restart, reading]
 
 
 @pytest.mark.timeout(300)
@@ -224,10 +249,11 @@ def test_a_signal_handler_may_submit_read_and_cancel_at_any_line(
         batcher.start()
         answered(batcher)
         if requests:
-            with suppress(BatcherClosed, DeadlineExceeded):  # it came inside `restart`, or `late_call`
+            # It came inside `restart`, `late_call` or `many_calls`.
+            with suppress(BatcherClosed, DeadlineExceeded, QueueFull):
                 assert requests[0].result(LIMIT) == 7
     assert visitor.n > 10
-    assert refused > 0  # some of these lines hold the lock
+    assert refused > 0 or operation is changing  # some of these lines hold the lock
 
 
 @pytest.mark.timeout(300)
