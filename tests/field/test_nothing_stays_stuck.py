@@ -24,12 +24,12 @@ from ubatch import (
     BatcherClosed,
     DeadlineExceeded,
     NotProcessed,
-    QueueFull,
     ReentrantCall,
     UBatch,
     UBatchError,
     deadline,
 )
+from ubatch._runtime._native import threading_is_patched
 
 pytestmark = [
     pytest.mark.skipif(sys.version_info[:2] == (3, 13), reason="CPython 3.13 does not trace each opcode"),
@@ -180,15 +180,17 @@ def changing(batcher: UBatch[int, int]) -> None:
     batcher.max_queue = 4
 
 
-OPERATIONS = [many_calls, called_back, changing, call, waiting_call, cancelled_call, late_call, restart, reading]
+OPERATIONS = [called_back, changing, call, waiting_call, cancelled_call, late_call, restart, reading]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator that was struck
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("operation", [*OPERATIONS, many_calls], ids=lambda operation: operation.__name__)
 def test_after_an_exception_from_outside_the_next_call_is_answered(
     batcher: UBatch[int, int], operation: Callable[[UBatch[int, int]], None]
 ) -> None:
+    if operation is many_calls and threading_is_patched():
+        pytest.skip("it takes a minute, and does the same in a process that is not patched")
     answered(batcher)
     for visitor in visits(interrupt):
         with suppress(Interrupted, UBatchError), visitor:  # it may hit the collector
@@ -249,8 +251,7 @@ def test_a_signal_handler_may_submit_read_and_cancel_at_any_line(
         batcher.start()
         answered(batcher)
         if requests:
-            # It came inside `restart`, `late_call` or `many_calls`.
-            with suppress(BatcherClosed, DeadlineExceeded, QueueFull):
+            with suppress(BatcherClosed, DeadlineExceeded):  # it came inside `restart`, or `late_call`
                 assert requests[0].result(LIMIT) == 7
     assert visitor.n > 10
     assert refused > 0 or operation is changing  # some of these lines hold the lock
