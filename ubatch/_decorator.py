@@ -150,8 +150,8 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
 
     def _forget(self, key: int, _: object) -> None:
         """The instance is gone. In a finalizer: nothing but to count."""
-        _reference, batcher = self._instances.pop(key)
-        tallies = [collector._tally for collector in batcher._collectors.values()]
+        entry = self._instances.pop(key, None)
+        tallies = [] if entry is None else [collector._tally for collector in entry[1]._collectors.values()]
         if any(tally.items > tally.batches for tally in tallies):
             self._ever_together = True
         elif any(tally.batches for tally in tallies):
