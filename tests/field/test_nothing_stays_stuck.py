@@ -33,6 +33,7 @@ from ubatch._runtime._native import threading_is_patched
 
 pytestmark = [
     pytest.mark.skipif(sys.version_info[:2] == (3, 13), reason="CPython 3.13 does not trace each opcode"),
+    pytest.mark.skipif(threading_is_patched(), reason="both runtimes are struck in a process that is not patched"),
     pytest.mark.skipif(ON_LIBUV, reason="gevent's watchers for libuv are dropped, and crash, where one is hit"),
 ]
 PACKAGE = ubatch.__path__[0]
@@ -189,8 +190,6 @@ OPERATIONS = [called_back, changing, call, waiting_call, cancelled_call, late_ca
 def test_after_an_exception_from_outside_the_next_call_is_answered(
     batcher: UBatch[int, int], operation: Callable[[UBatch[int, int]], None]
 ) -> None:
-    if operation is many_calls and threading_is_patched():
-        pytest.skip("it takes a minute, and does the same in a process that is not patched")
     answered(batcher)
     for visitor in visits(interrupt):
         with suppress(Interrupted, UBatchError), visitor:  # it may hit the collector
