@@ -226,17 +226,18 @@ def test_whatever_was_learned_all_are_found_in_two_calls_for_each_at_most(
     size: int, share: float, seen: int, data: st.DataObject
 ) -> None:
     poison = data.draw(st.sets(st.integers(0, size - 1), max_size=size))
-    calls: list[int] = []
+    calls: list[list[int]] = []
     handler = poisoned_by(*poison)
 
     def call(items: list[int]) -> list[Any]:
-        calls.append(len(items))
+        calls.append(items)
         return handler(items)
 
     isolation = Isolation(lambda _: True)
     isolation._share, isolation._seen = share, seen
     outcomes = isolation(call, list(range(size)))
     assert len(calls) <= 2 * size
+    assert all(items == sorted(items) for items in calls)  # the order of the calls
     if not {size * i // 4 for i in range(4)} <= poison:
         assert_only_these_failed(outcomes, poison)
     for item in range(size):

@@ -128,13 +128,13 @@ class _Search:
         return min(self._largest, 1 << max(0, good_for_each.bit_length() - 1))
 
     def _take(self, size: int) -> list[int]:
-        """So many of the untested positions, fewer where there are no more."""
+        """So many of the untested positions, fewer where there are no more; in the order of the calls."""
         taken: list[int] = []
         while self._untested and len(taken) < size:
             position = self._untested.popleft()
             if position not in self._known:
                 taken.append(position)
-        return taken
+        return sorted(taken)
 
     def _any_single_succeeds(self) -> bool:
         size = len(self._items)
