@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from ._errors import DeadlineExceeded, NotProcessed, ResultLost, ResultTimeout, UBatchError
-from ._request import Out, Request
+from ._request import FAILED, Out, Request
 
 In = TypeVar("In")
 Call = tuple[Any, ...]  # its arguments
@@ -84,7 +84,7 @@ class Mappable(Generic[In, Out]):
     ) -> Iterator[Any]:
         """`map`, lazily: an iterator that takes items as it gives answers, and never holds more than `window` of both.
 
-        What no batch has taken when it is closed, or forgotten, is cancelled.
+        What no batch has taken when it is closed, or forgotten, is cancelled; it is closed where it is iterated.
 
         >>> from itertools import count, islice
         >>> from ubatch import UBatch
@@ -143,7 +143,7 @@ def _outcome(one: Request[Any] | NotProcessed, return_exceptions: bool) -> Any:
     try:
         return one.result()
     except Exception as error:
-        if not return_exceptions or not one.done():  # else it came from outside, and is not this call's
+        if not return_exceptions or one._state < FAILED:  # then it came from outside, and is not this call's
             raise
         return error
 

@@ -16,6 +16,7 @@ from ubatch import (
     QueueFull,
     QueueTimeout,
     ReentrantCall,
+    Request,
     ResultLost,
     ResultTimeout,
     UBatch,
@@ -239,6 +240,27 @@ def test_with_return_exceptions_what_a_stop_refuses_stands_in_its_place_too(
     assert len(found) == 20
     assert found[:2] == [0, 2]
     assert all(type(y) is QueueClosed for y in found[10:])
+
+
+def test_with_return_exceptions_what_comes_from_outside_is_raised(
+    harness: Harness, runtime: VirtualRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Alarm(Exception):
+        pass
+
+    result = Request.result
+
+    def interrupted(self: Any, timeout: float | None = None) -> Any:
+        answer = result(self, timeout)
+        if answer == 12:
+            raise Alarm  # its answer has come, but not yet to the caller
+        return answer
+
+    batcher, _ = harness.batcher(double, max_size=SIZE)
+    monkeypatch.setattr(Request, "result", interrupted)
+    call = runtime.call(batcher.map, range(20), return_exceptions=True)
+    runtime.advance(5.0)
+    assert type(call.error) is Alarm
 
 
 def test_a_mistake_is_raised_also_with_return_exceptions(runtime: VirtualRuntime) -> None:
