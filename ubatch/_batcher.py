@@ -110,19 +110,19 @@ class UBatch(Mappable[In, Out]):
         runtime: str | Runtime = "auto",
         name: str | None = None,
     ) -> None:
-        policy = Eager if flag("eager", eager) else FixedWait
+        kind = Eager if flag("eager", eager) else FixedWait
+        policy = kind(count("max_size", max_size), seconds("timeout", timeout))
         self._options = Options(
-            policy=policy(count("max_size", max_size), seconds("timeout", timeout)),
+            policy=policy,
             executor=one_of("executor", executor, EXECUTORS),
             max_in_flight=count("max_in_flight", max_in_flight),
             max_queue=NEVER if max_queue is None else count("max_queue", max_queue, least=max_size),
-            deadline=inf,
+            deadline=_deadline(deadline, policy),
             stall_after=inf if stall_after is None else seconds("stall_after", stall_after),
             handle=HandlerCall(),
             strategy=_strategy(isolate_errors, should_isolate),
             instruments=_instruments(instruments),
         )
-        self._options.deadline = _deadline(deadline, self._options.policy)
         self._runtime = runtime if isinstance(runtime, Runtime) else one_of("runtime", runtime, RUNTIMES)
         if not (name is None or (isinstance(name, str) and name)):
             raise TypeError(f"name must be a str that is not empty, or None; got {name!r}")
