@@ -25,7 +25,7 @@ from random import Random
 from typing import Any
 
 from benchmarks._report import Report, parser
-from ubatch._isolation import Isolation
+from ubatch._core.isolation import Isolation
 
 SIZE = 64
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.12, 0.25, 0.5)

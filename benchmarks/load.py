@@ -22,8 +22,8 @@ says; p99 rests on a hundredth of those, so a few percent of it are chance. The 
 in parentheses, the least and the most that the ratio was in one round. "Best" is the least of seven that all vary by
 chance, so the ratio is rather too high than too low.
 
-The simulation is the cross-check: the same policies, the library's own (`ubatch._policy`), in virtual time, where
-deciding and waking cost nothing and home is quiet at once, with so many arrivals that p99 is exact. It knows nothing of
+The simulation is the cross-check: the same policies, the library's own (`ubatch._core.policy`), in virtual time, where
+deciding and waking cost nothing and the loop is idle at once, with so many arrivals that p99 is exact. It knows nothing of
 what a machine adds, the measurement has little else.
 
 The requirement: at each load, in the mean and in p99, eager takes at most 1.1 x what the best fixed timeout does. Exits
@@ -47,7 +47,8 @@ from gevent.monkey import get_original
 
 from benchmarks._report import COLOURS, SCRATCH, Report, parser
 from ubatch import UBatch
-from ubatch._policy import Close, Eager, FixedWait, Pending
+from ubatch._core.pending import Pending
+from ubatch._core.policy import Close, Eager, FixedWait
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,15 +152,15 @@ def simulate(policy: FixedWait, arrivals: Sequence[float], a: float, b: float) -
         while came < len(arrivals) and arrivals[came] <= now:
             pending.add(_Arrival(arrivals[came]))
             came += 1
-        step = policy.decide(pending, now, draining=False, free_at=free_at)
-        if not isinstance(step, Close) and step.or_quiet:
-            step = policy.decide(pending, now, draining=False, quiet=True, free_at=free_at)
+        step = policy.decide(pending, now, draining=False, slot_free_at=free_at)
+        if not isinstance(step, Close) and step.or_idle:
+            step = policy.decide(pending, now, draining=False, idle=True, slot_free_at=free_at)
         if isinstance(step, Close):
-            batch = pending.take(step.shape, step.size)
+            batch = pending.take(step.call_form, step.size)
             now = free_at = now + a + b * len(batch)
             latencies += [now - arrival.accepted_at for arrival in batch]
         else:
-            last = came + step.wanted - pending.count - 1  # the arrival with which there are as many as are wanted
+            last = came + step.wake_at_count - pending.count - 1  # the arrival with which there are as many as are wanted
             now = min(step.until, arrivals[last]) if last < len(arrivals) else step.until
     return latencies
 
@@ -210,7 +211,7 @@ class _Arrival:
     """What a policy looks at in a request."""
 
     __slots__ = ("accepted_at",)
-    shape = None
+    call_form = None
 
     def __init__(self, at: float) -> None:
         self.accepted_at = at

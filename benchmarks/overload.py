@@ -40,7 +40,7 @@ import gevent
 from gevent import socket as green
 
 from ubatch import QueueFull, UBatch
-from ubatch._runtime._native import LockWaiter
+from ubatch._runtime._native import ThreadWaiter
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -185,14 +185,14 @@ def refusal_in_flask() -> float:
 
 
 def _handle(xs: list[int]) -> list[int]:
-    LockWaiter().wait(SECONDS)  # a native lock: this thread sleeps, and nothing else does
+    ThreadWaiter().wait(SECONDS)  # a native lock: this thread sleeps, and nothing else does
     return [x * x for x in xs]
 
 
 @contextmanager
 def _full(runtime: str) -> Iterator[UBatch[int, int]]:
     """A batcher whose queue is full."""
-    begun, free = LockWaiter(), LockWaiter()
+    begun, free = ThreadWaiter(), ThreadWaiter()
 
     def hold(xs: list[int]) -> list[int]:
         if xs == [0]:

@@ -70,7 +70,7 @@ from ubatch import (
     deadline,
 )
 from ubatch._runtime._gevent_locks import why_not_natively
-from ubatch._runtime._native import LockWaiter, threading_is_patched
+from ubatch._runtime._native import ThreadWaiter, threading_is_patched
 
 WORLDS = [
     ("gevent", "auto"),
@@ -318,7 +318,7 @@ class _World:
         if self.runtime == "gevent" and self.executor != "native":
             gevent.sleep(seconds)
         else:
-            LockWaiter().wait(seconds)
+            ThreadWaiter().wait(seconds)
 
     # The callers.
 

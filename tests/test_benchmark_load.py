@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import load
-from ubatch._policy import Eager, FixedWait
+from ubatch._core.policy import Eager, FixedWait
 
 
 @pytest.mark.parametrize("runtime", ["gevent", "threading"])

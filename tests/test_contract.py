@@ -200,7 +200,7 @@ def test_positional_and_keyword_arguments_become_a_list_each(harness: Harness, r
     assert [request.result() for request in requests] == [(1, 2, 3), (4, 5, 6)]
 
 
-def test_keyword_names_in_any_order_are_one_shape(harness: Harness, runtime: VirtualRuntime) -> None:
+def test_keyword_names_in_any_order_are_one_call_form(harness: Harness, runtime: VirtualRuntime) -> None:
     batcher, calls = harness.batcher(lambda a, b: list(zip(a, b, strict=True)), max_size=2)
     requests = [batcher.submit(a=1, b=2), batcher.submit(b=4, a=3)]
     runtime.settle()
@@ -208,7 +208,7 @@ def test_keyword_names_in_any_order_are_one_shape(harness: Harness, runtime: Vir
     assert [request.result() for request in requests] == [(1, 2), (3, 4)]
 
 
-def test_calls_of_different_shape_never_share_a_handler_call(harness: Harness, runtime: VirtualRuntime) -> None:
+def test_calls_of_different_form_never_share_a_handler_call(harness: Harness, runtime: VirtualRuntime) -> None:
     batcher, calls = harness.batcher(lambda a, b=None: list(a), max_size=3, timeout=5.0)
     batcher.submit(1)
     batcher.submit(2, 20)
@@ -221,7 +221,7 @@ def test_calls_of_different_shape_never_share_a_handler_call(harness: Harness, r
     assert calls == [[1, 3, 5], ([2], [20]), ([4], {"b": [40]})]
 
 
-def test_a_shape_that_fills_a_batch_does_not_wait_for_an_older_odd_one(
+def test_a_form_that_fills_a_batch_does_not_wait_for_an_older_odd_one(
     harness: Harness, runtime: VirtualRuntime
 ) -> None:
     batcher, calls = harness.batcher(lambda a, b=None: list(a), max_size=2, timeout=5.0)

@@ -69,7 +69,7 @@ def test_while_the_handler_is_busy_requests_gather(harness: Harness, runtime: Vi
     assert calls == [[0], [1, 2, 3, 4]]
 
 
-def test_a_shape_at_a_time_the_oldest_first(harness: Harness, runtime: VirtualRuntime, gate: Gate) -> None:
+def test_a_form_at_a_time_the_oldest_first(harness: Harness, runtime: VirtualRuntime, gate: Gate) -> None:
     batcher, calls = harness.batcher(lambda xs, ys=None: xs, gate=gate, **EAGER)
     runtime.call(batcher.ubatch, 0)
     runtime.settle()

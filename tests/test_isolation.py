@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ubatch import BadBatchOutputSize, HandlerAborted
-from ubatch._isolation import Isolation
+from ubatch._core.isolation import Isolation
 from ubatch.testing import Gate, VirtualRuntime
 
 from .conftest import Harness

@@ -11,9 +11,9 @@ import types
 import pytest
 
 from ubatch import UBatch, ubatch_decorator
-from ubatch._handler import signature_of
-from ubatch._isolation import Isolation
-from ubatch._policy import Pending
+from ubatch._core.handler import signature_of
+from ubatch._core.isolation import Isolation
+from ubatch._core.pending import Pending
 
 LATE = """
 from typing import TYPE_CHECKING

@@ -92,13 +92,13 @@ def test_the_table_of_metrics_is_what_the_code_exports() -> None:
 
 
 def test_the_ends_and_reasons_are_all_told() -> None:
-    from ubatch._statistics import ENDS
+    from ubatch._statistics import OUTCOMES
 
     reasons = {
         reason.strip("`")
         for reason, _, _ in rows("most batches are closed by | it means | what would change something")
     }
-    assert all(f"`{end}`" in PROSE for end in ENDS)
+    assert all(f"`{end}`" in PROSE for end in OUTCOMES)
     assert reasons == {"full", "timeout", "idle", "drain"}
     assert all(f'"{reason}"' in SOURCE for reason in reasons)
 
@@ -182,9 +182,9 @@ def test_prometheus_accepts_every_expression(tmp_path: Path) -> None:
 # of 0.4 s; three of a hundred calls are refused; one handler is stuck from the tenth minute on.
 BUSY = {
     'ubatch_stalled{job="j", instance="i", batcher="b"}': "0x10 1x20",
-    'ubatch_calls_total{job="j", instance="i", batcher="b", end="answered"}': "0+97x30",
-    'ubatch_calls_total{job="j", instance="i", batcher="b", end="rejected"}': "0+2x30",
-    'ubatch_calls_total{job="j", instance="i", batcher="b", end="expired"}': "0+1x30",
+    'ubatch_calls_total{job="j", instance="i", batcher="b", outcome="answered"}': "0+97x30",
+    'ubatch_calls_total{job="j", instance="i", batcher="b", outcome="rejected"}': "0+2x30",
+    'ubatch_calls_total{job="j", instance="i", batcher="b", outcome="expired"}': "0+1x30",
     'ubatch_request_queue_seconds_sum{job="j", instance="i", batcher="b"}': "0+97x30",
     'ubatch_request_queue_seconds_count{job="j", instance="i", batcher="b"}': "0+97x30",
     'ubatch_handler_seconds_sum{job="j", instance="i", batcher="b"}': "0+4x30",
@@ -195,10 +195,10 @@ BUSY = {
 CALM = {
     name: {"ubatch_stalled": "0x30", "ubatch_request_queue_seconds_sum": "0+48x30"}.get(name.partition("{")[0], values)
     for name, values in BUSY.items()
-    if "end=" not in name
+    if "outcome=" not in name
 } | {
-    'ubatch_calls_total{job="j", instance="i", batcher="b", end="answered"}': "0+999x30",
-    'ubatch_calls_total{job="j", instance="i", batcher="b", end="rejected"}': "0+1x30",
+    'ubatch_calls_total{job="j", instance="i", batcher="b", outcome="answered"}': "0+999x30",
+    'ubatch_calls_total{job="j", instance="i", batcher="b", outcome="rejected"}': "0+1x30",
 }
 
 

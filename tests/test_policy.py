@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ubatch._policy import Close, Eager, FixedWait, Pending, Wait
+from ubatch._core.pending import Pending
+from ubatch._core.policy import Close, Eager, FixedWait, Wait
 
 
 @dataclass(eq=False)
 class Item:
-    shape: str
+    call_form: str
     accepted_at: float
 
 
@@ -61,10 +62,10 @@ EAGER = Eager(max_size=3, timeout=5.0)
 
 
 @pytest.mark.parametrize(
-    ("items", "now", "quiet", "decision"),
+    ("items", "now", "idle", "decision"),
     [
         ([], 100.0, True, Wait(inf, 1)),
-        ([("a", 100.0)], 100.0, False, Wait(105.0, 3, or_quiet=True)),
+        ([("a", 100.0)], 100.0, False, Wait(105.0, 3, or_idle=True)),
         ([("a", 100.0)], 100.0, True, Close("a", 3, "idle")),
         ([("a", 100.0)], 105.0, False, Close("a", 3, "timeout")),
         ([("a", 100.0)], 105.0, True, Close("a", 3, "idle")),
@@ -74,32 +75,32 @@ EAGER = Eager(max_size=3, timeout=5.0)
     ],
 )
 def test_when_an_eager_batch_is_due(
-    items: list[tuple[str, float]], now: float, quiet: bool, decision: Close | Wait
+    items: list[tuple[str, float]], now: float, idle: bool, decision: Close | Wait
 ) -> None:
-    assert EAGER.decide(pending_of(*items), now, draining=False, quiet=quiet) == decision
+    assert EAGER.decide(pending_of(*items), now, draining=False, idle=idle) == decision
 
 
 @pytest.mark.parametrize(
-    ("items", "now", "quiet", "decision"),
+    ("items", "now", "idle", "decision"),
     [
-        ([("a", 100.0)], 199.0, False, Wait(204.0, 3, or_quiet=True)),
+        ([("a", 100.0)], 199.0, False, Wait(204.0, 3, or_idle=True)),
         ([("a", 100.0)], 199.0, True, Close("a", 3, "idle")),
         ([("a", 100.0)], 204.0, False, Close("a", 3, "timeout")),
         ([("a", 100.0)] * 3, 199.0, False, Close("a", 3, "full")),
-        ([("a", 200.0)], 202.0, False, Wait(205.0, 3, or_quiet=True)),
+        ([("a", 200.0)], 202.0, False, Wait(205.0, 3, or_idle=True)),
         ([("a", 100.0), *[("b", 101.0)] * 3], 199.0, False, Close("a", 3, "timeout")),
         ([("a", 100.0), *[("b", 101.0)] * 3], 199.0, True, Close("a", 3, "idle")),
     ],
 )
-def test_an_eager_batch_waits_in_vain_only_since_there_is_a_place(
-    items: list[tuple[str, float]], now: float, quiet: bool, decision: Close | Wait
+def test_an_eager_batch_waits_in_vain_only_since_there_is_a_slot(
+    items: list[tuple[str, float]], now: float, idle: bool, decision: Close | Wait
 ) -> None:
-    assert EAGER.decide(pending_of(*items), now, draining=False, quiet=quiet, free_at=199.0) == decision
+    assert EAGER.decide(pending_of(*items), now, draining=False, idle=idle, slot_free_at=199.0) == decision
 
 
 def test_an_eager_drain_waits_for_no_company() -> None:
     assert EAGER.decide(pending_of(("a", 100.0)), 100.0, draining=True) == Close("a", 3, "drain")
-    assert EAGER.decide(pending_of(), 100.0, draining=True, quiet=True) == Wait(inf, 1)
+    assert EAGER.decide(pending_of(), 100.0, draining=True, idle=True) == Wait(inf, 1)
 
 
 def test_taking_leaves_the_rest_in_order() -> None:
@@ -113,7 +114,7 @@ def test_taking_leaves_the_rest_in_order() -> None:
     assert (pending.count, pending.all()) == (0, [])
 
 
-def test_a_line_that_was_emptied_past_what_was_removed_is_gone() -> None:
+def test_a_queue_that_was_emptied_past_what_was_removed_is_gone() -> None:
     pending, items = Pending(), [Item("a", float(i)) for i in range(6)]
     for item in items:
         pending.add(item)
@@ -130,24 +131,24 @@ steps = st.lists(st.tuples(st.sampled_from(["add", "add", "remove", "take"]), st
 @given(steps=steps)
 def test_pending_requests_are_what_a_list_of_them_would_be(steps: list[tuple[str, str, int]]) -> None:
     pending, model = Pending(), list[Item]()
-    for time, (step, shape, number) in enumerate(steps):
-        there = [item for item in model if item.shape == shape]
+    for time, (step, call_form, number) in enumerate(steps):
+        there = [item for item in model if item.call_form == call_form]
         if step == "add":
-            model.append(Item(shape, float(time)))
+            model.append(Item(call_form, float(time)))
             pending.add(model[-1])
         elif step == "remove" and model:
             pending.remove(model.pop(number % len(model)))
         elif step == "take" and there:
-            gone = pending.take(shape, number)
+            gone = pending.take(call_form, number)
             assert gone == there[:number]
             model = [item for item in model if item not in gone]
         assert pending.count == len(model)
-        for each in {item.shape for item in model}:
-            assert pending.head(each, 99) == [item for item in model if item.shape == each]
+        for each in {item.call_form for item in model}:
+            assert pending.head(each, 99) == [item for item in model if item.call_form == each]
             assert pending.size(each) == len(pending.head(each, 99))
         if model:
             assert pending.oldest() is model[0]
-            assert pending.size(pending.largest()) == max(Counter(item.shape for item in model).values())
+            assert pending.size(pending.largest()) == max(Counter(item.call_form for item in model).values())
     assert sorted(pending.all(), key=model.index) == model
 
 
@@ -159,20 +160,20 @@ def test_a_decision_keeps_the_bounds(
     items: list[tuple[str, float]], now: float, max_size: int, timeout: float, draining: bool
 ) -> None:
     pending = pending_of(*items)
-    count, sizes = pending.count, Counter(shape for shape, _ in items)
+    count, sizes = pending.count, Counter(call_form for call_form, _ in items)
     match FixedWait(max_size, timeout).decide(pending, now, draining):
-        case Close(shape, size, _):
-            taken = pending.take(shape, size)
+        case Close(call_form, size, _):
+            taken = pending.take(call_form, size)
             assert 1 <= len(taken) <= max_size
-            assert {item.shape for item in taken} == {shape}
+            assert {item.call_form for item in taken} == {call_form}
             assert pending.count == count - len(taken)
-        case Wait(until, wanted, False):
+        case Wait(until, wake_at_count, False):
             assert not draining or count == 0
             assert all(size < max_size for size in sizes.values())
             if count:
                 assert until == pending.oldest().accepted_at + timeout
                 assert until > now
-                # No fewer further requests could fill a shape, so being woken any earlier would be in vain.
-                assert wanted == count + max_size - max(sizes.values())
+                # No fewer further requests could fill a call_form, so being woken any earlier would be in vain.
+                assert wake_at_count == count + max_size - max(sizes.values())
             else:
-                assert (until, wanted) == (inf, 1)
+                assert (until, wake_at_count) == (inf, 1)

@@ -140,7 +140,7 @@ def test_calls_that_are_refused_leave_nothing_on_the_loop(patched: bool) -> None
     assert (done.stdout, done.stderr, done.returncode) == ("1\nTrue\n", "", 0)
 
 
-# A thread that collects, and ends. Under "auto" only the main thread's hub may be home; asked for, any may.
+# A thread that collects, and ends. Under "auto" only the main thread's hub may run a collector; asked for, any may.
 
 
 def test_the_hub_of_another_thread_is_not_chosen_as_home() -> None:

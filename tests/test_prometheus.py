@@ -72,8 +72,8 @@ def test_calls_are_counted_by_their_end(
     requests[2].cancel()
     gate.open()
     runtime.advance(5.0)
-    ends = ("answered", "raised", "rejected", "expired", "abandoned", "closed")
-    assert [value("ubatch_calls_total", end=end) for end in ends] == [2, 1, 1, 0, 1, 0]
+    outcomes = ("answered", "raised", "rejected", "expired", "abandoned", "closed")
+    assert [value("ubatch_calls_total", outcome=outcome) for outcome in outcomes] == [2, 1, 1, 0, 1, 0]
 
 
 def test_batches_are_counted_by_reason_and_measured(
@@ -120,7 +120,7 @@ def test_batchers_of_one_name_count_as_one(
         batcher, _ = harness.batcher(max_size=max_size, instruments=[metrics], name="b")
         batcher.submit(1), batcher.submit(2)
     runtime.settle()
-    assert value("ubatch_calls_total", end="answered") == 4
+    assert value("ubatch_calls_total", outcome="answered") == 4
     assert value("ubatch_batches_total", reason="full") == 3
     assert (value("ubatch_batch_size_count"), value("ubatch_batch_size_sum")) == (3, 4)
     assert value("ubatch_max_size") == 2
@@ -133,11 +133,11 @@ def test_totals_stay_when_a_batcher_is_gone(
         batcher = UBatch[int, int](1, 0, runtime=runtime, instruments=[metrics], name="b").set_handler(list)
         batcher.submit(1)
         runtime.settle()
-        assert value("ubatch_calls_total", end="answered") == expected
+        assert value("ubatch_calls_total", outcome="answered") == expected
         del batcher
         gc.collect()
         runtime.settle()
-        assert value("ubatch_calls_total", end="answered") == expected
+        assert value("ubatch_calls_total", outcome="answered") == expected
         assert value("ubatch_request_queue_seconds_count") == expected
 
 
@@ -147,7 +147,7 @@ def test_a_batcher_without_the_instrument_is_not_told_of(
     batcher, _ = harness.batcher(max_size=1, name="b")
     batcher.submit(1)
     runtime.settle()
-    assert value("ubatch_calls_total", end="answered") is None
+    assert value("ubatch_calls_total", outcome="answered") is None
 
 
 def test_in_one_process_the_instrument_observes_no_call_and_so_costs_nothing(registry: CollectorRegistry) -> None:
@@ -170,13 +170,13 @@ def test_what_was_counted_between_two_scrapes_is_not_lost_when_the_batcher_goes(
     for _ in range(10):
         come_and_go(3)
     gc.collect()
-    assert value("ubatch_calls_total", batcher="b", end="answered") == 30
+    assert value("ubatch_calls_total", batcher="b", outcome="answered") == 30
     for _ in range(3 * prometheus.MOST_GONE):  # more than are kept until somebody scrapes
         come_and_go(1)
     gc.collect()
-    assert len(metrics._figures) <= 2 * prometheus.MOST_GONE  # type: ignore[attr-defined]
-    assert value("ubatch_calls_total", batcher="b", end="answered") == 30 + 3 * prometheus.MOST_GONE
-    assert not metrics._figures  # type: ignore[attr-defined]
+    assert len(metrics._batchers) <= 2 * prometheus.MOST_GONE  # type: ignore[attr-defined]
+    assert value("ubatch_calls_total", batcher="b", outcome="answered") == 30 + 3 * prometheus.MOST_GONE
+    assert not metrics._batchers  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("inner", ["threading", "gevent"])
@@ -196,7 +196,7 @@ def test_what_is_written_of_a_batcher_that_was_dropped_with_a_cancelled_request_
     gc.collect()
     runtime.settle()
     assert value("ubatch_requests_pending", batcher="b") == 0
-    assert value("ubatch_calls_total", batcher="b", end="abandoned") == 2
+    assert value("ubatch_calls_total", batcher="b", outcome="abandoned") == 2
 
 
 def test_a_second_instrument_needs_a_registry_of_its_own(metrics: Instrument, registry: CollectorRegistry) -> None:

@@ -3,7 +3,7 @@
 Every call ends exactly once, with its own answer, in order; the handler sees no request that was cancelled, refused or
 late; never more than `max_queue` are pending; with one failing item per batch isolated, its neighbours are answered.
 After each step, with a place free at the handler: no batch is full, no request has waited for longer than the timeout,
-none at all is left behind by an eager batcher or by one that stops; whatever other shapes, cancels, deadlines, stops
+none at all is left behind by an eager batcher or by one that stops; whatever other call forms, cancels, deadlines, stops
 and restarts there were.
 """
 
@@ -108,10 +108,10 @@ class Schedule:
 
     def check_that_none_waits_in_vain(self) -> None:
         collector = self.batcher._collector_here()
-        if collector is None or len(collector._in_flight) >= self.places:
+        if collector is None or len(collector._state.in_flight) >= self.places:
             return
-        pending = collector._pending
-        assert all(pending.size(shape) < self.max_size for shape in pending._lines)
+        pending = collector._state.pending
+        assert all(pending.size(form) < self.max_size for form in pending.forms())
         for request in pending.all():
             assert not self.batcher.stopped
             assert not self.eager

@@ -216,10 +216,10 @@ class Around(Instrument):
         self.events: list[Any] = []
 
     def call_made(self, request: Request[Any]) -> None:
-        request.notes[self] = request.args[0]
+        request.extensions[self] = request.args[0]
 
     def batch_started(self, batch: Batch) -> None:
-        self.events.append([request.notes[self] for request in batch.requests])
+        self.events.append([request.extensions[self] for request in batch.requests])
 
     def handler_started(self, batch: Batch) -> None:
         self.events.append(current.get())

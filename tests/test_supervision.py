@@ -16,7 +16,7 @@ import pytest
 
 from ubatch import HandlerAborted, Instrument, NotProcessed, UBatch
 from ubatch._runtime import Executor, Where
-from ubatch._runtime._native import LockWaiter, NativePool, get_ident
+from ubatch._runtime._native import ThreadWaiter, NativePool, get_ident
 from ubatch._runtime._threading import ThreadingRuntime
 from ubatch.testing import Gate, VirtualRuntime
 
@@ -84,8 +84,8 @@ def test_a_thread_that_is_struck_in_the_handler_answers_the_next_call(
 def meet(pool: NativePool) -> set[int]:
     """Run two jobs that wait for each other, and return their threads."""
     idents: set[int] = set()
-    begun = [LockWaiter(), LockWaiter()]
-    ended = [LockWaiter(), LockWaiter()]
+    begun = [ThreadWaiter(), ThreadWaiter()]
+    ended = [ThreadWaiter(), ThreadWaiter()]
 
     def job(number: int) -> None:
         idents.add(get_ident())

@@ -1,6 +1,8 @@
-"""uBatch: micro-batching for Python web servers, at home in gevent."""
+"""uBatch: micro-batching for Python web servers, made for gevent."""
 
 from ._batcher import UBatch
+from ._core.batch import Batch
+from ._core.request import Request
 from ._deadline import deadline
 from ._decorator import ubatch_decorator
 from ._errors import (
@@ -21,8 +23,8 @@ from ._errors import (
     ResultTimeout,
     UBatchError,
 )
-from ._instrument import Instrument
-from ._request import Batch, Request
+from ._instrument import BatcherView, Instrument, native_lock
+from ._registry import called_batchers
 from ._statistics import Cost, Histogram, Statistics
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "BadBatchOutputSize",
     "Batch",
     "BatcherClosed",
+    "BatcherView",
     "Cost",
     "DeadlineExceeded",
     "HandlerAborted",
@@ -49,7 +52,9 @@ __all__ = [
     "Statistics",
     "UBatch",
     "UBatchError",
+    "called_batchers",
     "deadline",
+    "native_lock",
     "ubatch_decorator",
 ]
 

@@ -10,7 +10,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,22 +17,22 @@ from dataclasses import replace
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
-from weakref import WeakValueDictionary, finalize, ref
+from weakref import finalize, ref
 
 from . import _runtime
-from ._collector import NEVER, Collector, Figures, Lifecycle, Options
+from ._core.collector import Collector
+from ._core.handler import Respelling, form_of, refuse_what_cannot_answer, respelling, signature_of
+from ._core.options import UNLIMITED, Options
+from ._core.request import Out, Request, Submitted
+from ._core.state import Lifecycle, State
 from ._deadline import time_left
-from ._errors import HandlerAlreadySet, HandlerNotSet, QueueClosed, ReentrantCall
-from ._handler import HandlerCall, Respelling, form_of, refuse_what_cannot_answer, respelling, signature_of
+from ._errors import HandlerAlreadySet, HandlerNotSet, batcher_is_stopped
 from ._instrument import Instrument
-from ._isolation import Isolation
 from ._map import Mappable, answers
-from ._options import count, flag, function, one_of, seconds
-from ._policy import Eager, FixedWait
-from ._request import Out, Request, Strategy, Submitted, plainly
+from ._registry import registering, remember
 from ._runtime import RUNTIMES, Runtime, choose, current_process, handler_name
-from ._runtime._native import RLock
-from ._statistics import Statistics, Tally
+from ._statistics import Statistics
+from ._validation import count, flag, function, one_of, seconds
 
 if TYPE_CHECKING:
     from inspect import Signature
@@ -43,8 +42,6 @@ _Out_co = TypeVar("_Out_co", covariant=True)
 _Self = TypeVar("_Self", bound="UBatch[Any, Any]")
 _A = TypeVar("_A")
 _B = TypeVar("_B")
-
-EXECUTORS = ("auto", "native", "greenlet")
 
 
 class Outputs(Protocol[_Out_co]):
@@ -110,18 +107,18 @@ class UBatch(Mappable[In, Out]):
         runtime: str | Runtime = "auto",
         name: str | None = None,
     ) -> None:
-        kind = Eager if flag("eager", eager) else FixedWait
-        policy = kind(count("max_size", max_size), seconds("timeout", timeout))
-        self._options = Options(
-            policy=policy,
-            executor=one_of("executor", executor, EXECUTORS),
-            max_in_flight=count("max_in_flight", max_in_flight),
-            max_queue=NEVER if max_queue is None else count("max_queue", max_queue, least=max_size),
-            deadline=_deadline(deadline, policy),
-            stall_after=inf if stall_after is None else seconds("stall_after", stall_after),
-            handle=HandlerCall(),
-            strategy=_strategy(isolate_errors, should_isolate),
-            instruments=_instruments(instruments),
+        self._options = Options.checked(
+            max_size,
+            timeout,
+            eager,
+            executor,
+            max_in_flight,
+            max_queue,
+            deadline,
+            stall_after,
+            isolate_errors,
+            should_isolate,
+            instruments,
         )
         self._runtime = runtime if isinstance(runtime, Runtime) else one_of("runtime", runtime, RUNTIMES)
         if not (name is None or (isinstance(name, str) and name)):
@@ -192,7 +189,7 @@ class UBatch(Mappable[In, Out]):
         """
         if self._handler is None:
             raise self._no_handler()
-        with _registering:  # a collector that comes now starts with what is said here
+        with registering("start one"):  # a collector that comes now starts with what is said here
             collector = self._collector_here()
             if collector is None:
                 self._lifecycle.stopped = False
@@ -209,8 +206,10 @@ class UBatch(Mappable[In, Out]):
 
         Raises ReentrantCall in the batcher's own handler, unless there is a timeout.
         """
-        _, failed = self._drain(None if timeout is None else seconds("timeout", timeout))
-        return not failed
+        within = None if timeout is None else seconds("timeout", timeout)
+        self._lifecycle.stopped = True  # before it looks for a collector: a first call looks at it after it made one
+        collector = self._collector_here()
+        return collector is None or collector.drain(within)
 
     def __enter__(self: _Self) -> _Self:
         return self.start()
@@ -233,22 +232,9 @@ class UBatch(Mappable[In, Out]):
         """
         collector = self._collectors.get(current_process())
         if collector is not None:
-            return Figures(collector).statistics()
-        return Statistics(
-            name=self.name,
-            runtime="none yet",
-            max_size=self.max_size,
-            timeout=self.timeout,
-            eager=self._options.policy.eager,
-            max_in_flight=self._options.max_in_flight,
-            runs_on="none yet",
-            hub_away=0.0,
-            pending=0,
-            in_flight=0,
-            stalled=False,
-            stopped=self.stopped,
-            **Tally().fields(),
-        )
+            return collector.statistics()
+        nothing_yet = State(self.name, self._options, self._lifecycle).fields()
+        return Statistics(runtime="none yet", runs_on="none yet", hub_away=0.0, **nothing_yet)
 
     @property
     def max_size(self) -> int:
@@ -258,10 +244,7 @@ class UBatch(Mappable[In, Out]):
     @max_size.setter
     def max_size(self, value: int) -> None:
         with self._changing() as options:
-            size = count("max_size", value)
-            if size > options.max_queue:
-                raise ValueError(f"max_size must be an int of at most max_queue={options.max_queue}; got {value!r}")
-            options.policy = type(options.policy)(size, options.policy.timeout)
+            options.set_max_size(value)
 
     @property
     def timeout(self) -> float:
@@ -271,20 +254,17 @@ class UBatch(Mappable[In, Out]):
     @timeout.setter
     def timeout(self, value: float) -> None:
         with self._changing() as options:
-            policy = type(options.policy)(options.policy.max_size, seconds("timeout", value))
-            _deadline(self.deadline, policy)
-            options.policy = policy
+            options.set_timeout(value)
 
     @property
     def max_queue(self) -> int | None:
         """How many requests may be pending; None is no limit. May be set: for the next call on."""
-        return None if self._options.max_queue == NEVER else self._options.max_queue
+        return None if self._options.max_queue == UNLIMITED else self._options.max_queue
 
     @max_queue.setter
     def max_queue(self, value: int | None) -> None:
         with self._changing() as options:
-            least = options.policy.max_size
-            options.max_queue = NEVER if value is None else count("max_queue", value, least=least)
+            options.set_max_queue(value)
 
     @property
     def deadline(self) -> float | None:
@@ -294,7 +274,7 @@ class UBatch(Mappable[In, Out]):
     @deadline.setter
     def deadline(self, value: float | None) -> None:
         with self._changing() as options:
-            options.deadline = _deadline(value, options.policy)
+            options.set_deadline(value)
 
     @property
     def stall_after(self) -> float | None:
@@ -304,7 +284,7 @@ class UBatch(Mappable[In, Out]):
     @stall_after.setter
     def stall_after(self, value: float | None) -> None:
         with self._changing() as options:
-            options.stall_after = inf if value is None else seconds("stall_after", value)
+            options.set_stall_after(value)
 
     @property
     def stopped(self) -> bool:
@@ -353,16 +333,17 @@ class UBatch(Mappable[In, Out]):
     # -----------------------------------------------------------------------------------------------------------------
 
     def _call(self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Out:
-        request = self._request(Request, handler, args, kwargs)
+        # The whole path: a request to the collector of this process; it is admitted; its caller parks for the answer.
+        collector, request = self._request(Request, handler, args, kwargs)
         waiter = request.expect()
-        request.collector.accept(request)
+        collector.accept(request)
         return request.answer(waiter)
 
     def _submit(
         self, handler: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Request[Out]:
-        request = self._request(Submitted, handler, args, kwargs)
-        request.collector.accept(request)
+        collector, request = self._request(Submitted, handler, args, kwargs)
+        collector.accept(request)
         return request
 
     def _request(
@@ -371,24 +352,17 @@ class UBatch(Mappable[In, Out]):
         handler: Callable[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Request[Out]:
-        shape = form_of(args, kwargs)
-        respell = self._forms[shape] if shape in self._forms else self._learn(args, kwargs, shape)
+    ) -> tuple[Collector, Request[Out]]:
+        form = form_of(args, kwargs)
+        respell = self._forms[form] if form in self._forms else self._learn(args, kwargs, form)
         if respell is not None:
-            args, kwargs, shape = respell(args, kwargs)
+            args, kwargs, form = respell(args, kwargs)
         collector = self._collector
         if collector is None or collector.forks != _runtime.forks or _runtime.FORKS_UNSEEN:
             collector = self._open()
         now = collector.clock()
-        return kind(
-            collector,
-            handler,  # type: ignore[arg-type]
-            args,
-            kwargs,
-            shape,
-            now,
-            now + time_left(self._options.deadline),
-        )
+        deadline_at = now + time_left(self._options.deadline)
+        return collector, kind(collector, handler, args, kwargs, form, now, deadline_at)  # type: ignore[arg-type]
 
     def _answers(
         self, columns: tuple[Iterable[Any], ...], window: int | None, return_exceptions: bool
@@ -403,8 +377,8 @@ class UBatch(Mappable[In, Out]):
         return_exceptions: bool,
     ) -> Iterator[Any]:
         def submit(args: tuple[Any, ...]) -> Request[Out]:
-            request = self._request(Request, handler, args, {})
-            request.collector.accept(request, patient=True)
+            collector, request = self._request(Request, handler, args, {})
+            collector.accept(request, patient=True)
             return request
 
         batches = self._options.max_in_flight + 1
@@ -433,24 +407,14 @@ class UBatch(Mappable[In, Out]):
     @contextmanager
     def _changing(self) -> Iterator[Options]:
         """Change options: one change at a time, seen by the collector of this process at once."""
-        if _registering._is_owned():
-            raise ReentrantCall(
-                "a signal handler or finalizer that interrupted a change of options, or a first call, must not change "
-                "options: try later"
-            )
-        with _registering:
+        with registering("change options"):
             yield self._options
             collector = self._collector_here()
         if collector is not None:
             collector.reconsider()
 
-    def _drain(self, timeout: float | None) -> tuple[int, int]:
-        self._lifecycle.stopped = True  # before it looks for a collector: a first call looks at it after it made one
-        collector = self._collector_here()
-        return (0, 0) if collector is None else collector.drain(timeout)
-
     def _collector_here(self) -> Collector | None:
-        """The collector of this process, if there is one, and its home has not been lost."""
+        """The collector of this process, if there is one, and its loop has not ended."""
         process = current_process()
         collector = self._collectors.get(process)
         return collector if collector is not None and collector.process == process else None
@@ -464,30 +428,26 @@ class UBatch(Mappable[In, Out]):
         Whether the batcher is stopped the collector asks when it accepts, so a `stop` that comes in between is heeded.
         """
         if self.stopped:
-            raise QueueClosed(f"the batcher {self.name!r} is stopped: start() opens it again")
+            raise batcher_is_stopped(self.name)
         collector = self._collector_here()
         if collector is None:
             made = Collector(self.name, self._options, choose(self._runtime), self._lifecycle)
-            last_words = finalize(self, made.forsake)
-            last_words.atexit = False
+            made.belongs_to(ref(self))
+            end = finalize(self, made.drain_without_waiting)
+            end.atexit = False
             collector = self._register(made)
             if collector is made:
-                _called[id(self)] = self
+                remember(self)
                 for observe in collector.observers.batcher_opened:
-                    observe(Figures(collector, ref(self)))
+                    observe(collector)
             else:
-                last_words.detach()
+                end.detach()
         self._collector = collector
         return collector
 
     def _register(self, made: Collector) -> Collector:
         """Make it the collector of this process, unless there is one by now. Returns the one that there is."""
-        if _registering._is_owned():
-            raise ReentrantCall(
-                "a signal handler or finalizer that interrupted the first call of a batcher must not make another: "
-                "try later"
-            )
-        with _registering:
+        with registering("make another"):
             collector = self._collector_here()
             if collector is None:
                 self._collectors[made.process] = collector = made
@@ -505,60 +465,4 @@ class UBatch(Mappable[In, Out]):
         return f"{state}, {counts}, {collector.runtime.name}" + (", stalled" if stalled else "")
 
 
-_called: WeakValueDictionary[int, UBatch[Any, Any]] = WeakValueDictionary()  # by id, in the order of first calls
-
-
-def called_here() -> list[UBatch[Any, Any]]:
-    """The batchers that have been called in this process, those called first at the front."""
-    batchers = [reference() for reference in _called.valuerefs()]
-    return [batcher for batcher in batchers if batcher is not None and current_process() in batcher._collectors]
-
-
-_registering = RLock()  # held while a collector is looked for, and put there
-
-
-def _renew_after_fork() -> None:
-    """In a child: the thread that held it may be the parent's alone."""
-    global _registering
-    _registering = RLock()
-
-
-os.register_at_fork(after_in_child=_renew_after_fork)
-
-
 MOST_FORMS = 256  # remembered; a handler that takes **named could be called with names without end
-
-
-def _deadline(deadline: float | None, policy: FixedWait) -> float:
-    """The option, checked: one that no lone call could meet would fail them all."""
-    if deadline is None:
-        return inf
-    if not seconds("deadline", deadline):
-        raise ValueError("deadline must be more than 0 seconds, else every call fails; None is no deadline")
-    if deadline <= policy.timeout and policy.max_size > 1 and not policy.eager:
-        raise ValueError(
-            f"deadline must be longer than timeout={policy.timeout}, for which a lone call waits for company, or the "
-            f"batcher eager; got {deadline}"
-        )
-    return deadline
-
-
-def _strategy(isolate_errors: bool, should_isolate: Callable[[Exception], bool] | None) -> Strategy:
-    isolates = flag("isolate_errors", isolate_errors)
-    if should_isolate is None:
-        return Isolation(_always) if isolates else plainly
-    if not isolates:
-        raise ValueError("should_isolate must come with isolate_errors=True")
-    return Isolation(function("should_isolate", should_isolate))
-
-
-def _instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
-    found = tuple(instruments)
-    for instrument in found:
-        if not isinstance(instrument, Instrument):
-            raise TypeError(f"instruments must be Instruments; got {instrument!r}")
-    return found
-
-
-def _always(_: Exception) -> bool:
-    return True

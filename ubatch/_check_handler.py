@@ -8,8 +8,8 @@ from math import isclose, isnan
 from random import Random
 from typing import Any
 
+from ._core.handler import check_outputs
 from ._errors import BadBatchOutputSize
-from ._handler import check_outputs
 from ._runtime import handler_name
 
 MOST_TOLD = 10  # differences; arbitrary

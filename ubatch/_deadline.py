@@ -7,8 +7,8 @@ from contextvars import ContextVar
 from math import inf
 from time import monotonic
 
-from ._options import flag
-from ._options import seconds as checked_seconds
+from ._validation import flag
+from ._validation import seconds as checked_seconds
 
 
 class deadline(ContextDecorator):
@@ -37,7 +37,7 @@ class deadline(ContextDecorator):
         self._fresh = flag("fresh", fresh)
         self._before = inf
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> deadline:
         self._before = before = _deadline_at.get()
         at = monotonic() + self._seconds
         try:  # an exception from outside leaves nothing behind
@@ -45,6 +45,14 @@ class deadline(ContextDecorator):
         except BaseException:
             _deadline_at.set(before)
             raise
+        return self
+
+    def lift(self) -> None:
+        """End it before the block ends; what was in force outside of the block is in force again.
+
+        In the greenlet or thread that runs the block: such as a view that has found out that its answer is a stream.
+        """
+        _deadline_at.set(self._before)
 
     def __exit__(self, *_: object) -> None:
         _deadline_at.set(self._before)

@@ -11,9 +11,9 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from weakref import ReferenceType, ref
 
 from ._batcher import Outputs, UBatch
-from ._handler import signature_of
+from ._core.handler import signature_of
+from ._core.request import Request
 from ._map import Mappable
-from ._request import Request
 from ._runtime import handler_name
 
 P = ParamSpec("P")  # of the function itself
@@ -151,7 +151,7 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
     def _forget(self, key: int, _: object) -> None:
         """The instance is gone. In a finalizer: nothing but to count."""
         entry = self._instances.pop(key, None)
-        tallies = [] if entry is None else [collector._tally for collector in entry[1]._collectors.values()]
+        tallies = [] if entry is None else [collector._state.tally for collector in entry[1]._collectors.values()]
         if any(tally.items > tally.batches for tally in tallies):
             self._ever_together = True
         elif any(tally.batches for tally in tallies):

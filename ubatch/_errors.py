@@ -136,6 +136,51 @@ class ReentrantCall(UBatchError):
     """A handler waits for its own batcher in a way that can never end: a mistake in the program."""
 
 
+# What a batcher raises by itself, in its words.
+
+
+def batcher_is_stopped(name: str) -> QueueClosed:
+    return QueueClosed(f"the batcher {name!r} is stopped: start() opens it again")
+
+
+def still_stopping(name: str) -> QueueClosed:
+    return QueueClosed(f"the batcher {name!r} is still stopping: call start() when stop() has returned")
+
+
+def stopped_before(because: str) -> QueueClosed:
+    return QueueClosed(f"{because} before a batch took the request: try again elsewhere")
+
+
+def lost(because: str) -> ResultLost:
+    return ResultLost(f"{because} while the handler ran: the request may have had its effect")
+
+
+def killed(name: str) -> NotProcessed:
+    return NotProcessed(f"the collector of {name!r} was killed: try again")
+
+
+def queue_is_full(name: str, max_queue: int, retry_after: float, note: str) -> QueueFull:
+    return QueueFull(
+        f"at most max_queue={max_queue} requests may be pending in {name!r}; "
+        f"try again in {retry_after:.3f} seconds{note}",
+        retry_after,
+    )
+
+
+def deadline_passed(name: str, seen: bool = False, note: str = "") -> QueueTimeout | ResultTimeout:
+    """While the request was pending; or, where the handler has `seen` it, while that ran."""
+    if seen:
+        return ResultTimeout(
+            f"the deadline passed while the handler {name!r} ran: the request may have had its effect{note}"
+        )
+    return QueueTimeout(
+        f"the deadline passed while the request was pending in {name!r}: the handler never saw it{note}"
+    )
+
+
+# What a caller receives of an error.
+
+
 def for_caller(error: Exception) -> Exception:
     """A fresh copy of `error` to raise in one caller of several; the handler's own becomes the ``__cause__``.
 

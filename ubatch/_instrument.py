@@ -2,19 +2,23 @@
 
 An instrument's methods run in the caller, in the collector's own greenlet or thread, or in the handler's: never on the
 hub itself, and never under a lock. They may block for a moment, and whatever they raise is logged once per instrument
-and method, and harms nothing. What they know of a request or of a batch they keep in its `notes`. A batcher without
-instruments pays nothing for this.
+and method, and harms nothing. What they know of a request or of a batch they keep in its `extensions`. A batcher
+without instruments pays nothing for this.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._runtime._native import allocate_lock
 
 if TYPE_CHECKING:
-    from ._collector import Figures
-    from ._request import Batch, Request
+    from ._core.batch import Batch
+    from ._core.request import Request
+    from ._statistics import Statistics
 
 METHODS = (
     "batcher_opened",
@@ -26,6 +30,54 @@ METHODS = (
     "batch_ended",
     "batcher_closed",
 )
+
+
+class BatcherView(Protocol):
+    """What a request, a batch and an instrument know of their batcher, in one process. It keeps the batcher from
+    nothing, and outlives it.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name given, or the handler's."""
+
+    @property
+    def max_size(self) -> int:
+        """The most requests in one handler call."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the oldest request waits for company, at most."""
+
+    @property
+    def eager(self) -> bool:
+        """Whether a batch is closed as soon as nobody else can be on the way."""
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many batches may be at the handler at once."""
+
+    @property
+    def max_queue(self) -> int | None:
+        """How many requests may be pending; None is no limit."""
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds that a call may take; None is no limit."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing will be counted any more: the batcher is gone, or its loop, and so are its requests."""
+
+    @property
+    def of_this_process(self) -> bool:
+        """False in a child that a fork has given a copy of its parent's."""
+
+    def clock(self) -> float:
+        """Now, in the monotonic seconds of `accepted_at`, `started_at` and `ended_at`."""
+
+    def statistics(self) -> Statistics:
+        """The same as `UBatch.statistics`."""
 
 
 class Instrument:
@@ -45,8 +97,8 @@ class Instrument:
     [('sorted', 2, 'full')]
     """
 
-    def batcher_opened(self, figures: Figures) -> None:
-        """A batcher gets its first call in this process, or the first after its home was lost. In that caller."""
+    def batcher_opened(self, batcher: BatcherView) -> None:
+        """A batcher gets its first call in this process, or the first after its loop has ended. In that caller."""
 
     def call_made(self, request: Request[Any]) -> None:
         """A call is about to be accepted, or refused. In its caller, and before any batch can hold it."""
@@ -76,22 +128,48 @@ class Instrument:
         Where the collector has ended before the handler did (killed, or stopped within a time), in a task of its own.
         """
 
-    def batcher_closed(self, figures: Figures) -> None:
+    def batcher_closed(self, batcher: BatcherView) -> None:
         """A batcher was stopped, or is gone, and its last request has ended. In the collector, as its last act.
 
         It is opened by the next call after a `start`, without another `batcher_opened`.
         """
 
 
+def native_lock() -> Any:
+    """A lock for what an instrument keeps: a native one, whatever gevent has patched, because greenlets and native
+    threads may call an instrument at once. To be held for a few steps that wait for nothing.
+
+    >>> with native_lock():
+    ...     pass
+    """
+    return allocate_lock()
+
+
 class Observers:
     """The instruments of one batcher, by method. False where no instrument overrides any."""
 
-    __slots__ = METHODS
+    __slots__ = (*METHODS, "deferred")
 
     def __init__(self, instruments: Sequence[Instrument]) -> None:
+        self.deferred: deque[Batch] = deque()  # that have ended; the collector tells of them
         for method in METHODS:
             overriding = [i for i in instruments if getattr(type(i), method) is not getattr(Instrument, method)]
             setattr(self, method, [_guarded(getattr(instrument, method)) for instrument in overriding])
+
+    def defer_batch_ended(self, batch: Batch) -> bool:
+        """Whether the collector has anything to tell. Under its lock."""
+        if not self.batch_ended or batch.observed:
+            return False
+        batch.observed = True
+        self.deferred.append(batch)
+        return True
+
+    def tell_batch_ended(self) -> None:
+        """In the collector, or apart from it where it has ended."""
+        while self.deferred:
+            batch = self.deferred.popleft()
+            for observe in self.batch_ended:
+                observe(batch)
 
     if TYPE_CHECKING:
         call_made: list[Callable[[Any], None]]

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Literal, TypeVar, overload
 
+from ._core.request import FAILED, Out, Request
 from ._errors import DeadlineExceeded, NotProcessed, ResultLost, ResultTimeout, UBatchError
-from ._request import FAILED, Out, Request
 
 In = TypeVar("In")
 Call = tuple[Any, ...]  # its arguments

@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
-ENDS = ("answered", "raised", "rejected", "expired", "abandoned", "closed")
+from ._runtime._auto import AWAY
+
+OUTCOMES = ("answered", "raised", "rejected", "expired", "abandoned", "closed")
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+WEIGHT = 0.2  # of the latest batch in the average of seconds per request; arbitrary, some ten batches are remembered
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -64,7 +67,7 @@ class Cost:
 class Statistics:
     """A snapshot of a batcher (`UBatch.statistics`).
 
-    Calls by their end: `answered`; `raised` (by the handler, or for its output); `rejected` (the queue was full);
+    Calls by their outcome: `answered`; `raised` (by the handler, or for its output); `rejected` (the queue was full);
     `expired` (the deadline passed); `abandoned` (the caller left, or cancelled, while pending); `closed` (the batcher
     was stopped). `reasons` says how many batches were closed for which reason. `sizes` are requests per batch, `fills`
     their share of `max_size`; `queue_seconds` is what each request waited for its batch, `handler_seconds` what each
@@ -75,6 +78,11 @@ class Statistics:
     With `executor="auto"` `hub_away` is for how many seconds at a time, at most, the handler kept the hub in its latest
     16 batches there; else it is 0.0.
     """
+
+    OUTCOMES: ClassVar[tuple[str, ...]] = OUTCOMES
+    SECONDS: ClassVar[tuple[float, ...]] = SECONDS  # the bounds of `queue_seconds` and `handler_seconds`
+    SIZES: ClassVar[tuple[int, ...]] = SIZES  # those of `sizes`
+    SHARES: ClassVar[tuple[float, ...]] = SHARES  # those of `fills`
 
     name: str
     runtime: str
@@ -105,6 +113,11 @@ class Statistics:
     cost: Cost | None
 
     @property
+    def keeps_hub_away(self) -> bool:
+        """Whether the handler, on the hub, keeps it from other requests for more than 50 ms at a time."""
+        return self.runs_on == "hub" and self.hub_away > AWAY
+
+    @property
     def calls(self) -> int:
         """All calls, ended or not."""
         ended = self.answered + self.raised + self.rejected + self.expired + self.abandoned + self.closed
@@ -115,7 +128,7 @@ class Tally:
     """The counters. Its collector's lock guards it."""
 
     def __init__(self) -> None:
-        self.ends: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.items = 0
         self.batches = 0
@@ -127,6 +140,7 @@ class Tally:
         self._handled = [0] * (len(SECONDS) + 1)
         self._handled_sum = 0.0
         self._by_size = [(0, 0.0)] * (len(SIZES) + 1)
+        self._seconds_each: float | None = None  # that the handler takes for a request, on average of late
         self._fit = (0, 0.0, 0.0, 0.0)  # of ended batches: how many, sums of n, n·n and n·seconds
 
     def batch_closed(self, reason: str, accepted_at: Sequence[float], now: float, max_size: int) -> None:
@@ -160,11 +174,17 @@ class Tally:
         self._by_size[bucket] = count + 1, total + seconds
         n, sizes, squares, products = self._fit
         self._fit = n + 1, sizes + size, squares + size * size, products + size * seconds
+        known, each = self._seconds_each, seconds / size
+        self._seconds_each = each if known is None else known + WEIGHT * (each - known)
+
+    def seconds_for(self, requests: int, slots: int) -> float:
+        """How long so many requests take with so many slots, at the rate of late; a second before any batch ended."""
+        return 1.0 if self._seconds_each is None else requests * self._seconds_each / slots
 
     def fields(self) -> dict[str, Any]:
         """The fields of a `Statistics` that are counted here."""
         return {
-            **{end: self.ends[end] for end in ENDS},
+            **{outcome: self.outcomes[outcome] for outcome in OUTCOMES},
             "batches": self.batches,
             "items": self.items,
             "reasons": dict(self.reasons),

@@ -38,10 +38,10 @@ from greenlet import getcurrent
 
 from ._batcher import UBatch
 from ._check_handler import check_handler
-from ._options import seconds as checked_seconds
-from ._request import running_batch
-from ._runtime import Executor, Runtime, Signal, Waiter, Wakeable, Where, choose
+from ._core.batch import running_batch
+from ._runtime import Executor, Runtime, Waiter, Wakeable, Wakeup, Where, choose
 from ._runtime._native import allocate_lock
+from ._validation import seconds as checked_seconds
 
 __all__ = ["Call", "Gate", "RecordingHandler", "UBatch", "VirtualRuntime", "check_handler"]
 
@@ -132,8 +132,8 @@ class VirtualRuntime(Runtime):
             self.leave()
             raise
 
-    def signal(self) -> Signal:
-        return _VirtualSignal(self)
+    def wakeup(self) -> Wakeup:
+        return _VirtualWakeup(self)
 
     def waiter(self) -> Waiter:
         counted = _in_task.get() or running_batch() is not None
@@ -143,8 +143,8 @@ class VirtualRuntime(Runtime):
         for waiter in waiters:
             waiter.set()
 
-    def executor(self, kind: str, places: int, name: str) -> Executor:
-        return _VirtualExecutor(self, self.inner.executor(kind, places, name))
+    def executor(self, kind: str, slots: int, name: str) -> Executor:
+        return _VirtualExecutor(self, self.inner.executor(kind, slots, name))
 
     # The count.
 
@@ -356,25 +356,25 @@ def _nanoseconds(seconds: float) -> int:
     return round(seconds * NANO)
 
 
-class _VirtualSignal:
+class _VirtualWakeup:
     def __init__(self, runtime: VirtualRuntime) -> None:
         self._runtime = runtime
         self._lock = allocate_lock()
-        self._set = False
+        self._woken = False
         self._spot: _Spot | None = None
 
-    def set(self) -> None:
+    def wake(self) -> None:
         with self._lock:
             spot, self._spot = self._spot, None
-            self._set = spot is None
+            self._woken = spot is None
         if spot is not None:
             spot.set()
 
     def wait(self, timeout: float | None) -> None:
         spot = _Spot(self._runtime, self._runtime.inner.waiter(), counted=True)
         with self._lock:
-            if self._set:
-                self._set = False
+            if self._woken:
+                self._woken = False
                 return
             self._spot = spot
         spot.wait(math.inf if timeout is None else timeout)
@@ -386,8 +386,8 @@ class _VirtualSignal:
         runtime = self._runtime
         spot = _Spot(runtime, runtime.inner.waiter(), counted=True)
         with self._lock:
-            if self._set:
-                self._set = False
+            if self._woken:
+                self._woken = False
                 return False
             self._spot = spot
         with runtime._lock:

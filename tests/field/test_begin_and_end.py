@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from ubatch import QueueClosed, UBatch, _batcher
-from ubatch._collector import Collector
+from ubatch._core.collector import Collector
 from ubatch._runtime import _gevent, _native
 from ubatch._runtime._world import foreign_waiter
 
@@ -42,7 +42,7 @@ def in_thread(act: Callable[[], Any]) -> None:
 
 def test_a_job_is_run_whenever_the_pool_is_closed_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = _native.NativePool(2, "pool")
-    busy, go_on = _native.LockWaiter(), _native.LockWaiter()
+    busy, go_on = _native.ThreadWaiter(), _native.ThreadWaiter()
     pool.submit(lambda: (busy.set(), go_on.get()))  # type: ignore[func-returns-value]
     busy.get()  # so the next job needs a thread
     start_thread = _native.start_thread
@@ -52,7 +52,7 @@ def test_a_job_is_run_whenever_the_pool_is_closed_around_it(monkeypatch: pytest.
         go_on.set()
         pool.close()
 
-    ran = _native.LockWaiter()
+    ran = _native.ThreadWaiter()
     monkeypatch.setattr(_native, "start_thread", slowly)
     pool.submit(ran.set)
     assert ran.wait(LIMIT)
@@ -87,8 +87,8 @@ def test_first_calls_of_several_threads_find_one_collector() -> None:
                 thread.start()
             for thread in threads:
                 thread.join(LIMIT)
-            assert len({request.collector for request in requests}) == 1
-            assert requests[0].collector is batcher._collector
+            assert len({request._collector for request in requests}) == 1
+            assert requests[0]._collector is batcher._collector
             batcher.stop()
             assert batcher.statistics().answered == 6
     finally:
@@ -141,7 +141,7 @@ def test_a_start_inside_a_stop_leaves_the_batcher_open_and_answering(
 )
 def test_after_a_stop_that_gave_up_start_opens_it_at_once(runtime: str, executor: str) -> None:
     for _ in range(20):
-        go_on = _native.LockWaiter() if executor == "native" else gevent.event.Event()  # type: ignore[attr-defined]
+        go_on = _native.ThreadWaiter() if executor == "native" else gevent.event.Event()  # type: ignore[attr-defined]
 
         def handler(xs: list[str], go_on: Any = go_on) -> list[str]:
             if xs == ["stuck"]:

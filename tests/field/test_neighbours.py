@@ -14,7 +14,7 @@ import pytest
 from gevent.event import Event
 
 from ubatch import UBatch, deadline
-from ubatch._runtime._native import LockWaiter
+from ubatch._runtime._native import ThreadWaiter
 
 
 def run(code: str, *arguments: str, **environment: str) -> str:
@@ -145,7 +145,7 @@ def stops(batcher: UBatch[int, int]) -> int:
 )
 @pytest.mark.parametrize("executor", ["auto", "native", "greenlet"])
 def test_a_stray_switch_ends_no_wait(act: Callable[[Any], int], executor: str) -> None:
-    gate = LockWaiter() if executor == "native" else Event()
+    gate = ThreadWaiter() if executor == "native" else Event()
 
     def handler(xs: list[int]) -> list[int]:
         gate.wait(50)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import sys
 
-from ._base import Executor, Runtime, Signal, Waiter, Wakeable, Where
+from ._base import Executor, Runtime, Waiter, Wakeable, Wakeup, Where
 from ._names import handler_name, unwrapped
 from ._threading import ThreadingRuntime
-from ._world import green_half, may_be_home, stack_of_caller
+from ._world import green_half, may_run_collector, stack_of_caller
 
 __all__ = [
     "Executor",
     "Runtime",
-    "Signal",
     "Waiter",
     "Wakeable",
+    "Wakeup",
     "Where",
     "choose",
     "current_process",
@@ -31,9 +31,10 @@ FORKS_UNSEEN = "uwsgi" in sys.modules  # the server's own module: it forks witho
 
 
 def current_process() -> tuple[int, int]:
-    """What tells this process from its parents and children.
+    """Which process this is: the forks that led to it, and its id.
 
-    Both parts are needed: uWSGI forks without running Python's hooks, and a system may give a process id again.
+    Both parts are needed to tell it from its parent and from its children: uWSGI forks without running Python's hooks,
+    and a system may give a process id again.
     """
     return forks, os.getpid()
 
@@ -48,9 +49,9 @@ def choose(option: str | Runtime) -> Runtime:
             "a process that batches must not be patched by eventlet, where a thread that waits for another stops both: "
             "run the server with `gunicorn -k gevent` or `-k gthread`"
         )
-    if option == "gevent" or (option == "auto" and may_be_home()):
-        home: Runtime = green_half().GeventRuntime()
-        return home
+    if option == "gevent" or (option == "auto" and may_run_collector()):
+        of_this_hub: Runtime = green_half().GeventRuntime()
+        return of_this_hub
     return ThreadingRuntime()
 
 

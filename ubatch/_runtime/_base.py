@@ -1,7 +1,7 @@
 """The seam between worlds: what the batcher needs of the one it runs in.
 
-A runtime belongs to one process and has a *home*: the hub (gevent) or nothing in particular (plain threads). All
-waiting and all starting of tasks goes through it, which is what lets `ubatch.testing.VirtualRuntime` hold time still.
+A runtime belongs to one process. Its tasks run on one loop, that of a hub (gevent), or are threads. All waiting and
+all starting of tasks goes through it, which is what lets `ubatch.testing.VirtualRuntime` hold time still.
 
 Each method says who may call it. "Anywhere" means any greenlet or thread of the process, except from inside a
 section that holds a lock.
@@ -34,24 +34,24 @@ class Waiter(Wakeable, Protocol):
         """Wait for `set`, at most `timeout` seconds; how it ended is for the caller to find out."""
 
 
-class Signal(Protocol):
-    """Wakes one task, over and over. Sets that nobody has waited for yet count as one."""
+class Wakeup(Protocol):
+    """Wakes one task, over and over. Those that nobody has waited for yet count as one."""
 
-    def set(self) -> None:
+    def wake(self) -> None:
         """Anywhere, a finalizer included."""
 
     def wait(self, timeout: float | None) -> None:
-        """Return after a `set`, or after `timeout` seconds (None: no bound). May return early, never late."""
+        """Return after a `wake`, or after `timeout` seconds (None: no bound). May return early, never late."""
 
     def wait_idle(self, timeout: float) -> bool:
-        """Return True once home has nothing else to do right now; False after a `set`, or after `timeout` seconds."""
+        """Return True once the loop has nothing else to do right now; False after a `wake`, or `timeout` seconds."""
 
 
 class Executor(Protocol):
     """Runs handlers, away from the collector."""
 
     def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
-        """Begin `job`, which calls `handler`, and return; call `done` once it has ended. Called at home.
+        """Begin `job`, which calls `handler`, and return; call `done` once it has ended. Called by the collector.
 
         Where an exception from outside comes out of `done`, it is called again: it does not mind.
         """
@@ -86,15 +86,15 @@ class Runtime(ABC):
 
     @abstractmethod
     def spawn(self, target: Callable[[], None], name: str) -> None:
-        """Run `target` as a task at home. Anywhere."""
+        """Run `target` as a task. Anywhere."""
 
     def spawn_in_finalizer(self, target: Callable[[], None]) -> None:
         """The same, where this thread may hold any lock."""
         self.spawn(target, "")
 
     @abstractmethod
-    def signal(self) -> Signal:
-        """A signal whose waiting task lives at home. Anywhere."""
+    def wakeup(self) -> Wakeup:
+        """What wakes a task of this runtime. Anywhere."""
 
     @abstractmethod
     def waiter(self) -> Waiter:
@@ -105,9 +105,9 @@ class Runtime(ABC):
         """Set all of these. Anywhere."""
 
     @abstractmethod
-    def executor(self, kind: str, places: int, name: str) -> Executor:
-        """An executor of a `kind` ("auto", "native" or "greenlet") that runs up to `places` jobs at once. Anywhere."""
+    def executor(self, kind: str, slots: int, name: str) -> Executor:
+        """An executor of a `kind` ("auto", "native" or "greenlet") that runs up to `slots` jobs at once. Anywhere."""
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call back when home ends while the process goes on. Most homes never do."""
+    def on_loop_exit(self, callback: Callable[[], None]) -> None:
+        """Call back when the loop ends while the process goes on: the loop of a thread that ends. Anywhere."""
         return None

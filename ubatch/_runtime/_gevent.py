@@ -1,9 +1,9 @@
-"""gevent: the collector is a greenlet of one hub (home), and handlers run off it.
+"""gevent: the collector is a greenlet of one hub, and handlers run off it.
 
 Guarantees:
 
-* A caller in a greenlet of home costs a `gevent.hub.Waiter`, what gevent's own events park on, and nothing else: all
-  callers of a batch are woken by a few callbacks of the loop, where an `AsyncResult` each would cost a callback each.
+* A caller in a greenlet of the same hub costs a `gevent.hub.Waiter`, what gevent's own events park on, and nothing
+  else: all callers of a batch are woken by a few callbacks, where an `AsyncResult` each would cost a callback each.
 * Callers elsewhere (a native thread, a greenlet of another thread's hub) are served too. No gevent object is ever
   touched from a thread that is not its own: what crosses threads is `loop.run_callback_threadsafe`, an `async_`
   watcher's `send`, and native locks.
@@ -33,7 +33,7 @@ from gevent.monkey import is_module_patched
 from greenlet import getcurrent, greenlet
 
 from ._auto import NOTE, AutoExecutor
-from ._base import Executor, Runtime, Signal, Waiter, Where
+from ._base import Executor, Runtime, Waiter, Wakeup, Where
 from ._bound import add_note, is_bound_error
 from ._gevent_locks import end_batch, prepare_thread, waited_here, why_not_natively
 from ._native import NativePool, RLock, _original
@@ -63,7 +63,7 @@ ONLY_HERE = _count_one()
 
 
 class GeventRuntime(Runtime):
-    """Its home is the hub of the thread that makes it, which must be green or about to be."""
+    """Its tasks run on the hub of the thread that makes it, which must be green or about to be."""
 
     name = "gevent"
     clock = staticmethod(monotonic)
@@ -76,44 +76,44 @@ class GeventRuntime(Runtime):
         # collector would hold on to the first request's for ever.
         self._hub.loop.run_callback_threadsafe(_spawn, target, name)
 
-    def signal(self) -> Signal:
-        return _Signal(self._hub)
+    def wakeup(self) -> Wakeup:
+        return _Wakeup(self._hub)
 
     def waiter(self) -> Waiter:
         if get_hub_if_exists() is self._hub:  # by hub, not by thread: the system uses a dead thread's ident again
-            return HomeWaiter(self._hub)
+            return SameHubWaiter(self._hub)
         return foreign_waiter()
 
     def wake(self, waiters: Sequence[Any]) -> None:
-        # Callers elsewhere are woken from here: home's loop may end before it runs another callback.
-        at_home = [waiter for waiter in waiters if type(waiter) is HomeWaiter]
-        if len(at_home) < len(waiters):
+        # Callers elsewhere are woken from here: this loop may end before it runs another callback.
+        here = [waiter for waiter in waiters if type(waiter) is SameHubWaiter]
+        if len(here) < len(waiters):
             for waiter in waiters:
-                if type(waiter) is not HomeWaiter:
+                if type(waiter) is not SameHubWaiter:
                     waiter.set()
-        if not at_home:
+        if not here:
             return
-        with suppress(AttributeError, ValueError):  # no loop, or a destroyed one: nobody at home is left to wait
+        with suppress(AttributeError, ValueError):  # no loop, or a destroyed one: nobody is left here to wait
             loop = self._hub.loop
             run = loop.run_callback if get_hub_if_exists() is self._hub else loop.run_callback_threadsafe
-            for first in range(0, len(at_home), CHUNK):
-                run(_consume, map(_wake_up, at_home[first : first + CHUNK]))
+            for first in range(0, len(here), CHUNK):
+                run(_consume, map(_wake_up, here[first : first + CHUNK]))
 
-    def executor(self, kind: str, places: int, name: str) -> Executor:
+    def executor(self, kind: str, slots: int, name: str) -> Executor:
         on_hub = _GreenletExecutor(self._hub, name)
         if kind == "greenlet":
             return on_hub
-        native = _NativeExecutor(self._hub, NativePool(places, name))
+        native = _NativeExecutor(self._hub, NativePool(slots, name))
         return native if kind == "native" else AutoExecutor(on_hub, native, self.clock, waited_here, why_not_natively())
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
+    def on_loop_exit(self, callback: Callable[[], None]) -> None:
         if self._hub.thread_ident != main_thread() and get_hub_if_exists() is self._hub:
             _at_thread_exit.hold(callback)
 
 
-class HomeWaiter(_Waiter):  # type: ignore[misc]
-    """Parks a greenlet of home (`Waiter`). Its `get` and `switch` are gevent's: whatever else switches to the greenlet
-    ends `get` as well.
+class SameHubWaiter(_Waiter):  # type: ignore[misc]
+    """Parks a greenlet of the collector's hub (`Waiter`). Its `get` and `switch` are gevent's: whatever else switches
+    to the greenlet ends `get` as well.
     """
 
     __slots__ = ()
@@ -138,7 +138,7 @@ def _get(waiter: _Waiter, timeout: float | None) -> Why:
         return _get(waiter, None)
 
 
-class HubWaiter:
+class OtherHubWaiter:
     """Parks a greenlet of the hub that makes it, to be set from another thread (`Waiter`).
 
     The watcher both wakes the loop and keeps it alive, and there is one only while somebody waits: a call that is
@@ -186,7 +186,7 @@ class HubWaiter:
 def _spawn(target: Callable[[], None], name: str) -> None:
     greenlet = Greenlet(target)
     greenlet.name = name
-    greenlet.switch()  # not `start`: killed before it runs, it would not so much as say that it has ended
+    greenlet.switch()  # not `start`: killed before it runs, `target` would never run its `finally`
 
 
 # Callbacks of the loop without a line of Python. A signal handler that raises could hit such a line: the hub reports
@@ -195,20 +195,24 @@ _wake_up = methodcaller("switch", Why.WOKEN)
 _consume: Callable[..., Any] = partial(deque, maxlen=0)
 
 
-class _Signal:
+class _Wakeup:
     """Parks its task itself: through a queue each wake-up would cost a second callback of the loop.
 
-    The task says where it parks before it looks whether the signal is set; who sets it looks there after that. So one
-    of the two sees the other.
+    Between a task that goes to sleep and a thread that wakes it:
+
+    1. The task notes where it parks, and then looks whether it was woken.
+    2. The thread notes that the task is woken, and then looks where it parks.
+
+    Whatever the order of these four steps, the one who looks last sees the other's note.
     """
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
-        self._is_set = False
+        self._is_woken = False
         self._parked: _Waiter | None = None
 
-    def set(self) -> None:
-        self._is_set = True
+    def wake(self) -> None:
+        self._is_woken = True
         parked = self._parked
         if parked is not None:
             loop = self._hub.loop
@@ -229,9 +233,9 @@ class _Signal:
         try:
             if idle is not None:
                 idle.start(parked.switch, Why.IDLE)
-            return Why.WOKEN if self._is_set else _get(parked, timeout)
+            return Why.WOKEN if self._is_woken else _get(parked, timeout)
         finally:
-            self._parked, self._is_set = None, False
+            self._parked, self._is_woken = None, False
 
 
 class _GreenletExecutor:
@@ -282,7 +286,7 @@ class _GreenletExecutor:
                 worker.name = self._name
                 _switch(worker)
             worker.longest, worker.came_at = 0.0, monotonic()
-            _switch(worker, self._idle, load)  # at once: killed before, it would not so much as say so
+            _switch(worker, self._idle, load)  # at once: killed before it has the job, it would never call `done`
             if left is not None and not (self._idle and self._idle[-1] is worker):
                 worker.longest = monotonic() - worker.came_at
                 left()
@@ -370,8 +374,8 @@ class _NativeExecutor:
             raise
 
 
-def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any, home: Any) -> None:
-    prepare_thread(home)
+def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any, hub: Any) -> None:
+    prepare_thread(hub)
     try:
         job()
     except KeyboardInterrupt:  # its callers have it; Ctrl-C itself only ever reaches the main thread
@@ -379,7 +383,7 @@ def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: An
     finally:
         try:
             watcher.send()
-        except ValueError:  # "operation on destroyed loop": nobody at home is left, but callers in other threads may be
+        except ValueError:  # "operation on destroyed loop": nobody of that hub is left, but others may be
             done()
         del job, done  # the handler's frame keeps this one, and what it refers to
     end_batch()

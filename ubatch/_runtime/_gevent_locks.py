@@ -6,7 +6,7 @@ callbacks of that hub's loop:
 
 1. A handler's thread takes the lock of a log handler. If the thread has a hub, which a wait of a millisecond makes, the
    lock is now this hub's.
-2. A greenlet of home, or another handler's thread, finds the lock taken and waits.
+2. A greenlet of the worker's hub, or another handler's thread, finds the lock taken and waits.
 3. The handler releases it, and the wake-up is put on its hub's loop; or, before that, a thread without a hub asks this
    loop to take the lock for it.
 4. The handler computes, or its batch ends and its thread parks: nobody runs that loop. The lock is free, and who waits
@@ -14,15 +14,16 @@ callbacks of that hub's loop:
 
 A second way needs one thread and no hub of its own:
 
-1. The thread takes the lock; a greenlet of home waits. The release puts a wake-up on home's loop.
-2. The thread takes the lock again (a handler that logs twice). Home finds it taken, and leaves the greenlet waiting.
+1. The thread takes the lock; a greenlet of the worker's hub waits. The release puts a wake-up on that hub's
+   loop.
+2. The thread takes the lock again (a handler that logs twice). The loop finds it taken, and leaves the greenlet be.
 3. The second release finds that the lock belongs to no hub, so it calls whoever waits right there. It cannot switch to
    a greenlet of another thread, puts it back, and tells nobody.
 
 So, where locks are patched, each thread that runs handlers has a `HandlerHub`. Guarantees:
 
-* A lock that is released on such a thread wakes who waits for it through home's loop, which turns.
-* What other threads ask of a lock that it holds, home's loop does as well.
+* A lock that is released on such a thread wakes who waits for it through the loop of the worker's hub, which turns.
+* What other threads ask of a lock that it holds, that loop does as well.
 * A thread that waits for a lock looks again every `LOOK_AGAIN` seconds, whatever became of its wake-up.
 * After each batch the hub runs what is left on its loop.
 
@@ -51,11 +52,11 @@ MOMENT = 0.001  # seconds; arbitrary: for a release that has begun to return
 
 
 class HandlerHub(Hub):  # type: ignore[misc]
-    """The hub of the native thread that makes it, which runs handlers for `home`."""
+    """The hub of the native thread that makes it, which runs handlers for the hub `main`."""
 
-    def __init__(self, home: Any) -> None:
+    def __init__(self, main: Any) -> None:
         super().__init__(loop=_loop_class(self.loop_class)(flags=self.backend, default=False))
-        self.loop.home = home
+        self.loop.main = main
 
     def turn(self) -> None:
         """Run what is on the loop, if anything is. Called on its thread, between batches."""
@@ -66,10 +67,10 @@ class HandlerHub(Hub):  # type: ignore[misc]
             waiter.get()
 
 
-def prepare_thread(home: Any) -> None:
-    """Make the calling native thread fit to run handlers for the hub `home`."""
+def prepare_thread(main: Any) -> None:
+    """Make the calling native thread fit to run handlers for the hub `main`."""
     if get_hub_if_exists() is None and threading_is_patched():
-        set_hub(HandlerHub(home))
+        set_hub(HandlerHub(main))
 
 
 def why_not_natively() -> str | None:
@@ -116,15 +117,15 @@ def _loop_class(base: type) -> type:
     """The loop that a `HandlerHub` has, of the kind that gevent is set to."""
 
     class HandlerLoop(base):  # type: ignore[misc]
-        home: Any = None
+        main: Any = None
         asked = False  # something may be on it
         greenlets = False  # a handler has started some
         waited = False  # a handler has waited for a socket or for the time
 
         def run_callback(self, function: Any, *args: Any) -> Any:
             if not self.greenlets and _is_wake_up(function):
-                _at_home(self.home, _wake, function.__self__, self.home)
-                return None  # gevent takes it for "no wake-up is pending", and home will make one
+                _on_main_loop(self.main, _wake, function.__self__, self.main)
+                return None  # gevent takes it for "no wake-up is pending", and the main loop will make one
             self.greenlets = self.greenlets or isinstance(getattr(function, "__self__", None), greenlet)
             callback = super().run_callback(function, *args)
             self.asked = True
@@ -132,7 +133,7 @@ def _loop_class(base: type) -> type:
 
         def run_callback_threadsafe(self, function: Any, *args: Any) -> Any:
             if function is spawn_raw:  # a thread without a hub wants a lock taken for it
-                return _at_home(self.home, function, *args)
+                return _on_main_loop(self.main, function, *args)
             callback = super().run_callback_threadsafe(function, *args)
             self.asked = True
             return callback
@@ -190,14 +191,14 @@ def _is_wake_up(function: Any) -> bool:
     return getattr(function, "__name__", "") == "_notify_links" and isinstance(function.__self__, BoundedSemaphore)
 
 
-def _at_home(home: Any, function: Any, *args: Any) -> Any:
-    with suppress(AttributeError, ValueError):  # no loop, or a destroyed one: nobody at home is left to wait
-        return home.loop.run_callback_threadsafe(function, *args)
+def _on_main_loop(main: Any, function: Any, *args: Any) -> Any:
+    with suppress(AttributeError, ValueError):  # no loop, or a destroyed one: nobody is left there to wait
+        return main.loop.run_callback_threadsafe(function, *args)
     return None
 
 
-def _wake(lock: Any, home: Any) -> None:
-    """In home's hub: wake who waits for `lock`, if it is free.
+def _wake(lock: Any, main: Any) -> None:
+    """In the main hub: wake who waits for `lock`, if it is free.
 
     If it is taken, its release wakes them. If it is free and still belongs to a handler's hub, a release there has not
     returned yet, and would forget a wake-up that is made now.
@@ -205,15 +206,15 @@ def _wake(lock: Any, home: Any) -> None:
     if lock.locked():
         return
     if isinstance(lock.hub, HandlerHub):
-        timer = home.loop.timer(MOMENT)
-        timer.start(_wake_later, timer, lock, home)
+        timer = main.loop.timer(MOMENT)
+        timer.start(_wake_later, timer, lock, main)
         return
     lock.rawlink(_nothing)  # which makes gevent wake all who wait
 
 
-def _wake_later(timer: Any, lock: Any, home: Any) -> None:
+def _wake_later(timer: Any, lock: Any, main: Any) -> None:
     timer.close()
-    _wake(lock, home)
+    _wake(lock, main)
 
 
 def _nothing(_: object) -> None:

@@ -58,7 +58,7 @@ def _start_undisturbed(thread: threading.Thread) -> None:
     and raise something else.
     """
     failed: list[Exception] = []
-    done = LockWaiter()
+    done = ThreadWaiter()
 
     def start() -> None:
         try:
@@ -79,7 +79,7 @@ def start_raw_thread(target: Callable[[], None]) -> None:
     _start_new_thread(target, ())
 
 
-class LockWaiter:
+class ThreadWaiter:
     """Parks a native thread (`Waiter`)."""
 
     __slots__ = ("_lock",)
@@ -101,7 +101,7 @@ class LockWaiter:
             pass
 
 
-class End(LockWaiter):
+class End(ThreadWaiter):
     """What a thread of a pool finds among its jobs when it shall end. It sets it as its last act."""
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""Plain threads: the collector is a thread, and so is every place at the handler. Nothing polls."""
+"""Plain threads: the collector is a thread, and so is every slot at the handler. Nothing polls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from ._base import Executor, Runtime, Signal, Waiter, Wakeable, Where
+from ._base import Executor, Runtime, Waiter, Wakeable, Wakeup, Where
 from ._native import NativePool, allocate_lock, start_raw_thread, start_thread
 from ._world import foreign_waiter
 
@@ -30,8 +30,8 @@ class ThreadingRuntime(Runtime):
     def spawn_in_finalizer(self, target: Callable[[], None]) -> None:
         start_raw_thread(target)  # `threading.Thread` takes a lock
 
-    def signal(self) -> Signal:
-        return _Signal()
+    def wakeup(self) -> Wakeup:
+        return _Wakeup()
 
     def waiter(self) -> Waiter:
         return foreign_waiter()
@@ -40,14 +40,14 @@ class ThreadingRuntime(Runtime):
         for waiter in waiters:
             waiter.set()
 
-    def executor(self, kind: str, places: int, name: str) -> Executor:
-        return _ThreadExecutor(NativePool(places, name))
+    def executor(self, kind: str, slots: int, name: str) -> Executor:
+        return _ThreadExecutor(NativePool(slots, name))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Signal:
+class _Wakeup:
     """A lock that is taken to wait, and released to wake. Several releases count as one, and any thread may release it.
 
     Not a `SimpleQueue`: its timed `get` can wait for ever (CPython 3.11 and 3.12 at least).
@@ -63,17 +63,17 @@ class _Signal:
         self._lock = allocate_lock()
         self._lock.acquire()
 
-    def set(self) -> None:
-        with suppress(RuntimeError):  # set before
+    def wake(self) -> None:
+        with suppress(RuntimeError):  # woken before
             self._lock.release()
 
     def wait(self, timeout: float | None) -> None:
-        self._was_set(timeout)
+        self._was_woken(timeout)
 
     def wait_idle(self, timeout: float) -> bool:
-        return not self._was_set(min(timeout, MOMENT))
+        return not self._was_woken(min(timeout, MOMENT))
 
-    def _was_set(self, timeout: float | None) -> bool:
+    def _was_woken(self, timeout: float | None) -> bool:
         return bool(self._lock.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)))
 
 

@@ -17,7 +17,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from ._base import Waiter
-from ._native import LockWaiter, RLock, get_ident, threading_is_patched
+from ._native import RLock, ThreadWaiter, get_ident, threading_is_patched
 
 _importing = RLock()
 
@@ -43,7 +43,7 @@ def stack_of_caller() -> Callable[[], StackSummary]:
     return lambda: _stack_of(sys._current_frames().get(ident))
 
 
-def may_be_home() -> bool:
+def may_run_collector() -> bool:
     """Whether a collector may live on the caller's hub: the main thread's lasts as long as the process.
 
     Another thread's may end at any time, a pool's thread with the call itself, and the collector with it. Its callers
@@ -62,11 +62,11 @@ def is_main_thread() -> bool:
 
 
 def foreign_waiter() -> Waiter:
-    """A waiter for a caller that is not at home, to be set from any thread."""
+    """A waiter for a caller that is not on the collector's loop, to be set from any thread."""
     if is_green():
-        waiter: Waiter = green_half().HubWaiter()
+        waiter: Waiter = green_half().OtherHubWaiter()
         return waiter
-    return LockWaiter()
+    return ThreadWaiter()
 
 
 @cache

@@ -29,10 +29,7 @@ from time import monotonic, time
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from .._batcher import UBatch, called_here
-from .._runtime._auto import AWAY
-from .._runtime._native import allocate_lock
-from .._statistics import ENDS, Cost, Histogram, Statistics
+from .. import Cost, Histogram, Statistics, UBatch, called_batchers, native_lock
 
 WINDOW = 30.0  # seconds; arbitrary: long enough for some batches, short enough to be "now"
 KEPT_EVERY = 1.0  # seconds between the snapshots that are kept
@@ -54,7 +51,7 @@ class Page:
     ) -> None:
         self._batchers = None if batchers is None else tuple(batchers)
         self._clock = clock
-        self._lock = allocate_lock()
+        self._lock = native_lock()
         self._numbers: WeakKeyDictionary[UBatch[Any, Any], int] = WeakKeyDictionary()
         self._next = 1
         self._kept: WeakKeyDictionary[UBatch[Any, Any], deque[_Look]] = WeakKeyDictionary()
@@ -83,7 +80,7 @@ class Page:
 
     def snapshot(self) -> dict[str, Any]:
         """The same, as a dict."""
-        batchers = called_here() if self._batchers is None else self._batchers
+        batchers = called_batchers() if self._batchers is None else self._batchers
         return {
             "worker": _worker(os.getpid()),
             "at": time(),
@@ -122,14 +119,16 @@ class Page:
 
 def since(before: Statistics, now: Statistics) -> Statistics | None:
     """What was counted between two snapshots; None where the second does not go on where the first ended."""
-    ends: dict[str, Any] = {end: getattr(now, end) - getattr(before, end) for end in ENDS}
+    outcomes: dict[str, Any] = {
+        outcome: getattr(now, outcome) - getattr(before, outcome) for outcome in Statistics.OUTCOMES
+    }
     reasons = {reason: count - before.reasons.get(reason, 0) for reason, count in now.reasons.items()}
-    if now.batches < before.batches or min(*ends.values(), *reasons.values(), 0) < 0:
+    if now.batches < before.batches or min(*outcomes.values(), *reasons.values(), 0) < 0:
         return None
     by_size = zip(now.handler_seconds_by_size, before.handler_seconds_by_size, strict=True)
     return replace(
         now,
-        **ends,
+        **outcomes,
         batches=now.batches - before.batches,
         items=now.items - before.items,
         reasons={reason: count for reason, count in reasons.items() if count},
@@ -203,7 +202,7 @@ def _told(statistics: Statistics, seconds: float | None) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "limit": what_limits(statistics),
-        **{end: getattr(statistics, end) for end in ENDS},
+        **{outcome: getattr(statistics, outcome) for outcome in Statistics.OUTCOMES},
         "calls": statistics.calls,
         "batches": statistics.batches,
         "items": statistics.items,
@@ -240,7 +239,7 @@ def _troubles(statistics: Statistics) -> list[str]:
     told = []
     if statistics.stalled:
         told.append("The handler is stuck: it has not come back for longer than stall_after.")
-    if statistics.runs_on == "hub" and statistics.hub_away > AWAY:
+    if statistics.keeps_hub_away:
         told.append(
             f"The handler keeps the event loop away for {_time(statistics.hub_away)}: no other request of this worker "
             "is served meanwhile."

@@ -33,12 +33,12 @@ try:
 except ImportError as error:
     raise ImportError("ubatch.integrations.flask needs Flask: pip install 'ubatch[flask]'") from error
 
-from .._errors import UBatchError
+from .. import UBatchError
 from ._page import Page
 from .wsgi import LIFT_DEADLINE, MAX_DEADLINE, UBatchMiddleware, answer_to, checked_path, in_a_log
 
 if TYPE_CHECKING:
-    from .._batcher import UBatch
+    from .. import UBatch
 
 __all__ = ["UBatchExtension", "no_deadline"]
 

@@ -23,7 +23,7 @@ import os
 from time import monotonic
 from typing import Any
 
-from .._batcher import UBatch, called_here
+from .. import UBatch, called_batchers
 
 __all__ = ["worker_exit"]
 
@@ -35,7 +35,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     end = monotonic() + _limit(worker.cfg)
     drained: dict[int, UBatch[Any, Any]] = {}
     idle = 0
-    while batchers := [batcher for batcher in called_here() if id(batcher) not in drained]:
+    while batchers := [batcher for batcher in called_batchers() if id(batcher) not in drained]:
         for batcher in batchers:
             idle += _drain(batcher, end, worker.log)
             drained[id(batcher)] = batcher
@@ -49,7 +49,10 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 def _drain(batcher: UBatch[Any, Any], end: float, log: Any) -> bool:
     """Drain one batcher, log what came of it, and return whether it had nothing left."""
-    left, failed = batcher._drain(max(0.0, end - monotonic()))
+    before = batcher.statistics()
+    left = before.pending + before.in_flight
+    batcher.stop(max(0.0, end - monotonic()))
+    failed = batcher.statistics().closed - before.closed
     if failed:
         log.warning("ubatch: %r: %d answered, %d failed for want of time", batcher.name, left - failed, failed)
     elif left:

@@ -43,14 +43,12 @@ except ImportError as error:
         "ubatch.integrations.opentelemetry needs opentelemetry-api: pip install 'ubatch[opentelemetry]'"
     ) from error
 
-from .. import __version__
-from .._instrument import Instrument
-from .._request import FAILED
+from .. import Instrument, __version__
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext, TracerProvider
 
-    from .._request import Batch, Request
+    from .. import Batch, Request
 
 __all__ = ["instrument"]
 
@@ -73,7 +71,7 @@ def instrument(tracer_provider: TracerProvider | None = None) -> Instrument:
 
 
 class _Tracing(Instrument):
-    """Its notes: on a request, the caller's span and then the batch's context too; on a batch, its span."""
+    """It writes on a request the caller's span, and then the batch's context too; on a batch, its span."""
 
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
@@ -81,12 +79,12 @@ class _Tracing(Instrument):
     def call_made(self, request: Request[Any]) -> None:
         span = trace.get_current_span()
         if span.get_span_context().is_valid:
-            request.notes[self] = span, None
+            request.extensions[self] = span, None
 
     def batch_started(self, batch: Batch) -> None:
-        noted = [(request.notes, *note) for request in batch.requests if (note := request.notes.get(self))]
+        noted = [(request.extensions, *note) for request in batch.requests if (note := request.extensions.get(self))]
         contexts = [span.get_span_context() for _, span, _ in noted]
-        started_at = time_ns() - round((batch.requests[0].collector.clock() - batch.started_at) * 1e9)
+        started_at = time_ns() - round((batch.batcher.clock() - batch.started_at) * 1e9)
         span = self._tracer.start_span(
             f"batch {batch.name}",
             context=_below(contexts),
@@ -98,7 +96,7 @@ class _Tracing(Instrument):
                 "ubatch.batch.reason": batch.reason,
             },
         )
-        batch.notes[self] = span, started_at
+        batch.extensions[self] = span, started_at
         if span.is_recording():
             # A caller that gives up meanwhile has taken its note already, and this one is put in its place. It goes
             # with the request; who asks that for its result again gets the link then.
@@ -106,27 +104,27 @@ class _Tracing(Instrument):
                 notes[self] = callers_span, span.get_span_context()
 
     def handler_started(self, batch: Batch) -> None:
-        context.attach(trace.set_span_in_context(batch.notes[self][0]))  # no detach: the context ends with the handler
+        # No detach: the context ends with the handler.
+        context.attach(trace.set_span_in_context(batch.extensions[self][0]))
 
     def batch_ended(self, batch: Batch) -> None:
-        span, started_at = batch.notes.pop(self, (None, 0))
+        span, started_at = batch.extensions.pop(self, (None, 0))
         if span is None:  # the collector was killed before it had said that the batch starts
             return
-        failed = sum(request._state >= FAILED for request in batch.requests)
-        if failed:
-            span.set_attribute("ubatch.batch.failed_count", failed)
+        if batch.failed:
+            span.set_attribute("ubatch.batch.failed_count", batch.failed)
         if batch.error is not None:
             span.set_attribute("error.type", type(batch.error).__qualname__)
             span.record_exception(batch.error)
             span.set_status(trace.StatusCode.ERROR, str(batch.error))
-        seconds = batch.requests[0].handler_seconds
-        span.end(None if seconds is None else started_at + round(seconds * 1e9))
+        ended_at = batch.ended_at
+        span.end(None if ended_at is None else started_at + round((ended_at - batch.started_at) * 1e9))
 
     def call_ended(self, request: Request[Any]) -> None:
-        span, batch_context = request.notes.pop(self, (None, None))
+        span, batch_context = request.extensions.pop(self, (None, None))
         if span is None or not span.is_recording():
             return
-        attributes: dict[str, Any] = {"ubatch.batcher": request.collector.name}
+        attributes: dict[str, Any] = {"ubatch.batcher": request.batcher.name}
         if request.queue_seconds is not None:
             attributes["ubatch.queue.duration"] = request.queue_seconds
         if request.handler_seconds is not None:

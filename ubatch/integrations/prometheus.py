@@ -40,16 +40,13 @@ except ImportError as error:
         "ubatch.integrations.prometheus needs prometheus-client: pip install 'ubatch[prometheus]'"
     ) from error
 
-from .._instrument import Instrument
-from .._runtime._native import allocate_lock
-from .._statistics import ENDS, SECONDS, SIZES, Statistics
-from .._statistics import Histogram as Counted
+from .. import BatcherView, Instrument, Statistics, native_lock
+from .. import Histogram as Counted
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .._collector import Collector, Figures
-    from .._request import Batch, Request
+    from .. import Batch, Request
 
 __all__ = ["child_exit", "instrument", "metrics_app"]
 
@@ -64,7 +61,7 @@ class Described(NamedTuple):
     help: str
 
 
-CALLS = Described("ubatch_calls", "Calls that have ended, by their end.")
+CALLS = Described("ubatch_calls", "Calls that have ended, by their outcome.")
 BATCHES = Described("ubatch_batches", "Batches, by the reason they were closed.")
 SIZE = Described("ubatch_batch_size", "Requests per batch.")
 QUEUE = Described("ubatch_request_queue_seconds", "Seconds that a request waited for its batch.")
@@ -92,7 +89,7 @@ def instrument(registry: CollectorRegistry = REGISTRY) -> Instrument:
     >>> with batcher.set_handler(lambda xs: [x * x for x in xs]):
     ...     batcher.map([3, 4])
     [9, 16]
-    >>> registry.get_sample_value("ubatch_calls_total", {"batcher": "squares", "end": "answered"})
+    >>> registry.get_sample_value("ubatch_calls_total", {"batcher": "squares", "outcome": "answered"})
     2.0
     """
     return _Written(registry) if _has_workers() else _Read(registry)
@@ -138,18 +135,18 @@ class _Read(Instrument):
     """A collector in Prometheus's sense. Of a batcher it is told only when it is opened, so a call pays nothing."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._figures: list[Figures] = []
+        self._batchers: list[BatcherView] = []
         self._gone: list[Statistics] = []  # the last of batchers that are no more, one per name
-        self._swept_at = MOST_GONE  # figures, before those of batchers that are gone are added up
-        self._lock = allocate_lock()
+        self._swept_at = MOST_GONE  # batchers, before those that are gone are added up
+        self._lock = native_lock()
         registry.register(self)
 
-    def batcher_opened(self, figures: Figures) -> None:
+    def batcher_opened(self, batcher: BatcherView) -> None:
         with self._lock:
-            self._figures.append(figures)
-            if len(self._figures) >= self._swept_at:
+            self._batchers.append(batcher)
+            if len(self._batchers) >= self._swept_at:
                 self._sweep()
-                self._swept_at = 2 * len(self._figures) + MOST_GONE
+                self._swept_at = 2 * len(self._batchers) + MOST_GONE
 
     def describe(self) -> Iterable[Any]:
         return _families([], [])
@@ -157,25 +154,25 @@ class _Read(Instrument):
     def collect(self) -> Iterable[Any]:
         with self._lock:
             self._sweep()
-            return _families([figures.statistics() for figures in self._figures], self._gone)
+            return _families([batcher.statistics() for batcher in self._batchers], self._gone)
 
     def _sweep(self) -> None:
         """Keep no more of what is gone than its figures, one for each name; nothing of a parent's."""
-        here = [figures for figures in self._figures if figures.of_this_process]
-        ended = [figures for figures in here if figures.ended]
-        self._figures = [figures for figures in here if figures not in ended]
-        gone = [*self._gone, *(figures.statistics() for figures in ended)]
+        here = [batcher for batcher in self._batchers if batcher.of_this_process]
+        gone_by_now = [batcher for batcher in here if batcher.gone]
+        self._batchers = [batcher for batcher in here if batcher not in gone_by_now]
+        gone = [*self._gone, *(batcher.statistics() for batcher in gone_by_now)]
         self._gone = [_sum(same) for same in _by_name(gone).values()]
 
 
 def _families(living: list[Statistics], gone: list[Statistics]) -> list[Any]:
     """The metrics. What is gone adds to totals, and has no state."""
     totals = {name: _sum(same) for name, same in _by_name([*living, *gone]).items()}
-    calls = CounterMetricFamily(*CALLS, labels=("batcher", "end"))
+    calls = CounterMetricFamily(*CALLS, labels=("batcher", "outcome"))
     batches = CounterMetricFamily(*BATCHES, labels=("batcher", "reason"))
     for name, total in totals.items():
-        for end in ENDS:
-            calls.add_metric((name, end), float(getattr(total, end)))
+        for outcome in Statistics.OUTCOMES:
+            calls.add_metric((name, outcome), float(getattr(total, outcome)))
         for reason, count in total.reasons.items():
             batches.add_metric((name, reason), float(count))
     families: list[Any] = [calls, batches]
@@ -221,10 +218,12 @@ def _sum(them: list[Statistics]) -> Statistics:
     for statistics in them:
         for reason, count in statistics.reasons.items():
             reasons[reason] += count
-    ends: dict[str, Any] = {end: sum(getattr(statistics, end) for statistics in them) for end in ENDS}
+    outcomes: dict[str, Any] = {
+        outcome: sum(getattr(statistics, outcome) for statistics in them) for outcome in Statistics.OUTCOMES
+    }
     return replace(
         them[0],
-        **ends,
+        **outcomes,
         reasons=reasons,
         sizes=_sum_histograms([statistics.sizes for statistics in them]),
         queue_seconds=_sum_histograms([statistics.queue_seconds for statistics in them]),
@@ -244,16 +243,16 @@ class _Written(Instrument):
     """Writes into prometheus_client's values, mostly in the collector.
 
     Batches are observed one by one. Calls are counted by the difference that a collector's counters have made since the
-    last look at them, so that no end of a call can be missed, whoever sees it.
+    last look at them, so that none can be missed, whoever ends it.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         one = ("batcher",)
-        self._calls = Counter(*CALLS, ("batcher", "end"), registry=registry)
+        self._calls = Counter(*CALLS, ("batcher", "outcome"), registry=registry)
         self._batches = Counter(*BATCHES, ("batcher", "reason"), registry=registry)
-        self._sizes = Histogram(*SIZE, one, buckets=SIZES, registry=registry)
-        self._queue_seconds = Histogram(*QUEUE, one, buckets=SECONDS, registry=registry)
-        self._handler_seconds = Histogram(*HANDLER, one, buckets=SECONDS, registry=registry)
+        self._sizes = Histogram(*SIZE, one, buckets=Statistics.SIZES, registry=registry)
+        self._queue_seconds = Histogram(*QUEUE, one, buckets=Statistics.SECONDS, registry=registry)
+        self._handler_seconds = Histogram(*HANDLER, one, buckets=Statistics.SECONDS, registry=registry)
         self._state = {
             field: Gauge(*described, one, multiprocess_mode="livesum", registry=registry)
             for field, described in STATE.items()
@@ -262,97 +261,86 @@ class _Written(Instrument):
             field: Gauge(*described, one, multiprocess_mode="livemax", registry=registry)
             for field, described in SETTINGS.items()
         }
-        self._series: WeakKeyDictionary[Collector, _Series] = WeakKeyDictionary()
-        self._lock = allocate_lock()
+        self._series: WeakKeyDictionary[BatcherView, _Series] = WeakKeyDictionary()
+        self._lock = native_lock()
         _all_written.add(self)
 
     def call_accepted(self, request: Request[Any]) -> None:
         """Keep the gauges fresh while a handler runs for long, or stalls."""
-        series = self._of(request.collector)
+        series = self._of(request.batcher)
         if request.accepted_at - series.looked_at >= REFRESHED_EVERY:
-            self._look(request.collector, series)
+            self._look(request.batcher, series)
 
     def batch_started(self, batch: Batch) -> None:
-        collector = batch.requests[0].collector
-        series = self._of(collector)
+        series = self._of(batch.batcher)
         self._batches.labels(batch.name, batch.reason).inc()
         series.sizes.observe(len(batch.requests))
         observe = series.queue_seconds.observe
         for request in batch.requests:
             observe(request.queue_seconds or 0.0)
-        self._look(collector, series)
+        self._look(batch.batcher, series)
 
     def batch_ended(self, batch: Batch) -> None:
-        first = batch.requests[0]
-        series = self._of(first.collector)
-        if first.handler_seconds is not None:
-            series.handler_seconds.observe(first.handler_seconds)
-        self._look(first.collector, series)
+        series = self._of(batch.batcher)
+        if batch.ended_at is not None:
+            series.handler_seconds.observe(batch.ended_at - batch.started_at)
+        self._look(batch.batcher, series)
 
-    def batcher_closed(self, figures: Figures) -> None:
+    def batcher_closed(self, batcher: BatcherView) -> None:
         """Write what no batch has told: calls that were cancelled, or whose deadline has passed."""
-        collector = figures._collector
-        self._look(collector, self._of(collector))
+        self._look(batcher, self._of(batcher))
 
     def refresh(self) -> None:
         """Write what has changed without a batch. What a fork left behind is the parent's to write."""
         with self._lock:
             known = list(self._series.items())
-        for collector, series in known:
-            if collector.is_current():
-                self._look(collector, series)
+        for batcher, series in known:
+            if batcher.of_this_process:
+                self._look(batcher, series)
 
-    def _of(self, collector: Collector) -> _Series:
-        series = self._series.get(collector)
+    def _of(self, batcher: BatcherView) -> _Series:
+        series = self._series.get(batcher)
         if series is None:
-            made = self._make(collector)
+            made = self._make(batcher)
             with self._lock:
-                series = self._series.setdefault(collector, made)
+                series = self._series.setdefault(batcher, made)
         return series
 
-    def _make(self, collector: Collector) -> _Series:
-        name = collector.name
+    def _make(self, batcher: BatcherView) -> _Series:
+        name = batcher.name
         return _Series(
-            ends={end: self._calls.labels(name, end) for end in ENDS},
-            state={key: gauge.labels(name) for key, gauge in self._state.items()},
+            counted={
+                **{outcome: self._calls.labels(name, outcome) for outcome in Statistics.OUTCOMES},
+                **{field: gauge.labels(name) for field, gauge in self._state.items()},
+            },
             sizes=self._sizes.labels(name),
             queue_seconds=self._queue_seconds.labels(name),
             handler_seconds=self._handler_seconds.labels(name),
         )
 
-    def _look(self, collector: Collector, series: _Series) -> None:
+    def _look(self, batcher: BatcherView, series: _Series) -> None:
         """Write the differences. They add up in whatever order threads write them."""
         with self._lock:
-            now = collector.statistics()
+            now = batcher.statistics()
             before, series.seen = series.seen, now
-            series.looked_at = collector.clock()
-        policy = collector._options.policy
-        if policy is not series.policy:
-            series.policy = policy
-            self._settings["max_size"].labels(collector.name).set(policy.max_size)
-            self._settings["timeout"].labels(collector.name).set(policy.timeout)
-            self._settings["max_in_flight"].labels(collector.name).set(collector._options.max_in_flight)
-        for end, counter in series.ends.items():
-            if difference := now[end] - before.get(end, 0):
-                counter.inc(difference)
-        for key, gauge in series.state.items():
-            if difference := now[key] - before.get(key, 0):
-                gauge.inc(difference)
+            series.looked_at = batcher.clock()
+        for field, gauge in self._settings.items():
+            if before is None or getattr(now, field) != getattr(before, field):
+                gauge.labels(batcher.name).set(getattr(now, field))
+        for field, counter_or_gauge in series.counted.items():
+            if difference := getattr(now, field) - (0 if before is None else getattr(before, field)):
+                counter_or_gauge.inc(difference)
 
 
 class _Series:
-    """What one collector's figures are written to, and how far they have been."""
+    """What one batcher's figures are written to, and how far they have been."""
 
-    def __init__(
-        self, *, ends: dict[str, Any], state: dict[str, Any], sizes: Any, queue_seconds: Any, handler_seconds: Any
-    ) -> None:
-        self.ends = ends
-        self.state = state
+    def __init__(self, *, counted: dict[str, Any], sizes: Any, queue_seconds: Any, handler_seconds: Any) -> None:
+        self.counted = counted  # by field of the statistics
         self.sizes = sizes
         self.queue_seconds = queue_seconds
         self.handler_seconds = handler_seconds
-        self.seen: dict[str, Any] = {}
-        self.policy: Any = None
+        self.seen: Statistics | None = None
         self.looked_at = -inf
 
 

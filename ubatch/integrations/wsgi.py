@@ -33,10 +33,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from .. import _deadline
-from .._batcher import UBatch, called_here
-from .._errors import NotProcessed, UBatchError
-from .._options import function, seconds
+from .. import NotProcessed, UBatch, UBatchError, called_batchers
+from .. import deadline as within
+from .._validation import function, seconds
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -145,7 +144,7 @@ class UBatchMiddleware:
         if method not in ("GET", "HEAD"):
             answer = _answer(405, error="MethodNotAllowed", message=f"the method must be GET; got {method[:40]}")
             return answer._replace(headers=[*answer.headers, ("Allow", "GET, HEAD")])
-        batchers = called_here() if self._batchers is None else self._batchers
+        batchers = called_batchers() if self._batchers is None else self._batchers
         stopped = [batcher.name for batcher in batchers if batcher.stopped]
         stalled = [batcher.name for batcher in batchers if batcher.stalled]
         ready = not (stopped or stalled)
@@ -205,22 +204,22 @@ class _Limit:
 
     def __init__(self, at: float) -> None:
         self._at = at
-        self._outer = inf  # what was in force before
+        self._within: within | None = None
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         if self._at == inf:
             yield
             return
-        self._outer = _deadline._deadline_at.get()
-        with _deadline.deadline(max(0.0, self._at - monotonic())):
+        with within(max(0.0, self._at - monotonic())) as self._within:
             yield
 
     def lift(self) -> None:
         """From here on this request has no deadline. To be called in its own greenlet or thread."""
-        if self._at != inf:
-            self._at = inf
-            _deadline._deadline_at.set(self._outer)
+        self._at = inf
+        if self._within is not None:
+            self._within.lift()
+            self._within = None
 
 
 class _Start:

@@ -219,7 +219,7 @@ def test_prometheus_is_told_what_the_batchers_do(client: FlaskClient, unseen: Di
     client.post("/predict", json={"pixels": unseen[0][0]})
     page = client.get("/metrics")
     assert page.status_code == 200
-    assert 'ubatch_calls_total{batcher="digits",end="answered"}' in page.text
+    assert 'ubatch_calls_total{batcher="digits",outcome="answered"}' in page.text
     assert 'ubatch_batch_size_count{batcher="digits"}' in page.text
 
 

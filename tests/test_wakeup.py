@@ -1,4 +1,4 @@
-"""What wakes a collector, in both worlds and real time: `ubatch._runtime.Signal`."""
+"""What wakes a collector, in both worlds and real time: `ubatch._runtime.Wakeup`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import gevent
 import pytest
 
-from ubatch._runtime import Signal, choose
+from ubatch._runtime import Wakeup, choose
 from ubatch._runtime._native import allocate_lock, start_thread
 
 from .conftest import ON_LIBUV
@@ -17,8 +17,8 @@ LONG = 30.0  # seconds; nothing here takes a fraction of it unless a wake-up is 
 
 
 @pytest.fixture(params=["gevent", "threading"])
-def signal(request: pytest.FixtureRequest) -> Signal:
-    return choose(str(request.param)).signal()
+def wakeup(request: pytest.FixtureRequest) -> Wakeup:
+    return choose(str(request.param)).wakeup()
 
 
 def settle() -> None:
@@ -32,48 +32,48 @@ def lasted(wait: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def test_a_set_that_nobody_waited_for_is_kept(signal: Signal) -> None:
-    signal.set()
+def test_a_wake_that_nobody_waited_for_is_kept(wakeup: Wakeup) -> None:
+    wakeup.wake()
     settle()
-    assert lasted(lambda: signal.wait(LONG)) < LONG / 2
+    assert lasted(lambda: wakeup.wait(LONG)) < LONG / 2
 
 
-def test_sets_that_nobody_waited_for_count_as_one(signal: Signal) -> None:
+def test_wakes_that_nobody_waited_for_count_as_one(wakeup: Wakeup) -> None:
     for _ in range(3):
-        signal.set()
+        wakeup.wake()
     settle()
-    signal.wait(None)
-    assert signal.wait_idle(LONG)
+    wakeup.wait(None)
+    assert wakeup.wait_idle(LONG)
 
 
-def test_a_wait_ends_with_its_time(signal: Signal) -> None:
-    assert lasted(lambda: signal.wait(0.01)) < LONG / 2
-    assert signal.wait_idle(LONG)
+def test_a_wait_ends_with_its_time(wakeup: Wakeup) -> None:
+    assert lasted(lambda: wakeup.wait(0.01)) < LONG / 2
+    assert wakeup.wait_idle(LONG)
 
 
-def test_a_set_ends_a_wait_for_quiet(signal: Signal) -> None:
-    signal.set()
-    assert not signal.wait_idle(LONG)
-    assert signal.wait_idle(LONG)
+def test_a_wake_ends_a_wait_for_idle(wakeup: Wakeup) -> None:
+    wakeup.wake()
+    assert not wakeup.wait_idle(LONG)
+    assert wakeup.wait_idle(LONG)
 
 
-def test_a_native_thread_wakes_a_task_that_sleeps(signal: Signal) -> None:
+def test_a_native_thread_wakes_a_task_that_sleeps(wakeup: Wakeup) -> None:
     never = allocate_lock()
     never.acquire()
 
     def strike() -> None:
         never.acquire(True, 0.01)  # until the task sleeps, most of the time
-        signal.set()
+        wakeup.wake()
 
     for _ in range(5):
         start_thread(strike, "striker")
-        assert lasted(lambda: signal.wait(LONG)) < LONG / 2
+        assert lasted(lambda: wakeup.wait(LONG)) < LONG / 2
 
 
 @pytest.mark.skipif(ON_LIBUV, reason="libuv has no prepare watchers, by which this test looks into the loop")
-def test_after_a_wait_for_quiet_the_loop_sleeps() -> None:
-    signal = choose("gevent").signal()
-    assert signal.wait_idle(LONG)
+def test_after_a_wait_for_idle_the_loop_sleeps() -> None:
+    wakeup = choose("gevent").wakeup()
+    assert wakeup.wait_idle(LONG)
     loop = gevent.get_hub().loop
     rounds = 0
 

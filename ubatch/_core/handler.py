@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._errors import BadBatchOutput, BadBatchOutputSize, HandlerAborted
-from ._runtime import handler_name, unwrapped
+from .._errors import BadBatchOutput, BadBatchOutputSize, HandlerAborted
+from .._runtime import handler_name, unwrapped
 
 if TYPE_CHECKING:
     from inspect import Signature
@@ -94,7 +94,7 @@ class HandlerCall:
     def __call__(self, requests: Sequence[Any]) -> list[Any]:
         """The outputs by position, in a list that is nobody else's. Raises what the handler does, or BadBatchOutput."""
         first = requests[0]
-        raised = first.collector.handler_raised
+        raised = first._collector.handler_raised
         try:
             outputs = self._checked(_call(requests), len(requests), first.handler)
         except Exception as error:

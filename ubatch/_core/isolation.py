@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from ._errors import forget_frames, without_our_frames
+from .._errors import forget_frames, without_our_frames
 
 T = TypeVar("T")
 
