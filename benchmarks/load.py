@@ -23,8 +23,8 @@ in parentheses, the least and the most that the ratio was in one round. "Best" i
 chance, so the ratio is rather too high than too low.
 
 The simulation is the cross-check: the same policies, the library's own (`ubatch._core.policy`), in virtual time, where
-deciding and waking cost nothing and the loop is idle at once, with so many arrivals that p99 is exact. It knows nothing of
-what a machine adds, the measurement has little else.
+deciding and waking cost nothing and the loop is idle at once, with so many arrivals that p99 is exact. It knows nothing
+of what a machine adds, the measurement has little else.
 
 The requirement: at each load, in the mean and in p99, eager takes at most 1.1 x what the best fixed timeout does. Exits
 with 1 where it is not met, or the result is refused.
@@ -160,7 +160,7 @@ def simulate(policy: FixedWait, arrivals: Sequence[float], a: float, b: float) -
             now = free_at = now + a + b * len(batch)
             latencies += [now - arrival.accepted_at for arrival in batch]
         else:
-            last = came + step.wake_at_count - pending.count - 1  # the arrival with which there are as many as are wanted
+            last = came + step.wake_at_count - pending.count - 1  # the arrival with which there are that many
             now = min(step.until, arrivals[last]) if last < len(arrivals) else step.until
     return latencies
 

@@ -69,7 +69,7 @@ def test_a_second_batch_has_a_timeout_of_its_own(harness: Harness, runtime: Virt
 # Late binding.
 
 
-def test_while_the_place_is_taken_requests_gather(harness: Harness, runtime: VirtualRuntime, gate: Gate) -> None:
+def test_while_the_slot_is_taken_requests_gather(harness: Harness, runtime: VirtualRuntime, gate: Gate) -> None:
     batcher, calls = harness.batcher(gate=gate, max_size=4, timeout=5.0)
     batcher.submit(0)
     runtime.advance(5.0)
@@ -82,7 +82,7 @@ def test_while_the_place_is_taken_requests_gather(harness: Harness, runtime: Vir
     assert calls == [[0], [1, 2, 3]]
 
 
-def test_a_request_that_came_late_joins_the_batch_that_waits_for_a_place(
+def test_a_request_that_came_late_joins_the_batch_that_waits_for_a_slot(
     harness: Harness, runtime: VirtualRuntime, gate: Gate
 ) -> None:
     batcher, calls = harness.batcher(gate=gate, max_size=4, timeout=5.0)
@@ -96,7 +96,7 @@ def test_a_request_that_came_late_joins_the_batch_that_waits_for_a_place(
     assert calls == [[0], [1, 2]]
 
 
-def test_a_place_that_frees_early_does_not_shorten_the_wait(
+def test_a_slot_that_frees_early_does_not_shorten_the_wait(
     harness: Harness, runtime: VirtualRuntime, gate: Gate
 ) -> None:
     batcher, calls = harness.batcher(gate=gate, timeout=5.0)
@@ -110,7 +110,7 @@ def test_a_place_that_frees_early_does_not_shorten_the_wait(
     assert calls == [[0], [1]]
 
 
-def test_a_place_that_frees_with_nothing_pending_leaves_the_batcher_ready(
+def test_a_slot_that_frees_with_nothing_pending_leaves_the_batcher_ready(
     harness: Harness, runtime: VirtualRuntime, gate: Gate
 ) -> None:
     batcher, calls = harness.batcher(gate=gate, timeout=5.0)

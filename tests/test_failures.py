@@ -203,7 +203,7 @@ def test_a_handler_that_waits_for_its_own_batcher_is_refused(harness: Harness, r
     assert "0 pending" in repr(batcher)
 
 
-def test_a_handler_that_finds_a_free_place_is_answered(harness: Harness, runtime: VirtualRuntime) -> None:
+def test_a_handler_that_finds_a_free_slot_is_answered(harness: Harness, runtime: VirtualRuntime) -> None:
     batcher, _ = harness.batcher(
         lambda xs: [x if x == 0 else batcher.ubatch(x - 1) for x in xs], max_size=1, max_in_flight=3
     )
@@ -223,7 +223,7 @@ def test_two_handlers_that_wait_for_each_other_are_found(harness: Harness, runti
     assert isinstance(request.exception(), ReentrantCall)
 
 
-def test_places_that_wait_for_each_other_are_found(harness: Harness, runtime: VirtualRuntime, gate: Gate) -> None:
+def test_slots_that_wait_for_each_other_are_found(harness: Harness, runtime: VirtualRuntime, gate: Gate) -> None:
     def handler(xs: list[int]) -> list[int]:
         if xs[0] < 10:
             gate.pass_through()
@@ -359,7 +359,7 @@ def test_a_batch_survives_its_collector(harness: Harness, runtime: VirtualRuntim
 
 
 @pytest.mark.parametrize("world", [("gevent", "greenlet")], ids="-".join, indirect=True)
-def test_a_killed_handler_greenlet_fails_its_batch_and_frees_the_place(
+def test_a_killed_handler_greenlet_fails_its_batch_and_frees_the_slot(
     harness: Harness, runtime: VirtualRuntime, gate: Gate
 ) -> None:
     batcher, _ = harness.batcher(gate=gate, max_size=1, name="victim")

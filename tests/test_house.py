@@ -26,6 +26,29 @@ def imports(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
+def from_imports(path: Path) -> Iterator[tuple[str, list[str]]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or "", [alias.name for alias in node.names]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("ubatch", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def runtime_imports(path: Path) -> Iterator[str]:
+    """The modules of ours that are imported with this one."""
+    package = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
+    known = {module_of(other) for other in CORE}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join(
+                [*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [node.module])]
+            )
+            for alias in node.names:
+                yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base
+
+
 def calls(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
@@ -59,9 +82,43 @@ def test_the_core_needs_gevent_and_the_standard_library(path: Path) -> None:
     assert roots <= sys.stdlib_module_names | {"gevent", "greenlet", "annotationlib"}  # the last from 3.14 on
 
 
-def test_the_policy_is_pure() -> None:
-    pure = {"__future__", "collections", "collections.abc", "itertools", "math", "typing"}
-    assert set(imports(PACKAGE / "_core" / "policy.py")) <= pure
+@pytest.mark.parametrize("name", ["policy", "pending", "state", "stall"])
+def test_what_decides_is_pure(name: str) -> None:
+    """No clock, no lock, no thread, no queue that waits; what it imports of ours is looked at there."""
+    pure = {"__future__", "collections", "collections.abc", "itertools", "math", "sys", "typing", "logging"}
+    assert set(imports(PACKAGE / "_core" / f"{name}.py")) <= pure
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "integrations").glob("*.py")), ids=lambda path: path.name)
+def test_integrations_use_public_names_only(path: Path) -> None:
+    """So anybody's can do what ours do. The checks of options are shared; they are of no batcher."""
+    for module, names in from_imports(path):
+        parts = [*module.split("."), *names]
+        private = [part for part in parts if part.startswith("_") and not part.startswith("__")]
+        assert set(private) <= {"_page", "_validation"} | {"_typeshed"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            assert ast.unparse(node.value) == "self" or node.attr in ("_replace", "_ubatch_no_deadline")
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Modules of the core that import each other when they are imported (not in a function, not for types alone)."""
+    arrows = {module_of(path): set(runtime_imports(path)) for path in CORE}
+    modules = set(arrows)
+    while arrows:
+        ends = [module for module, targets in arrows.items() if not targets & set(arrows) - {module}]
+        assert ends, f"a circle among {sorted(arrows)}"
+        for module in ends:
+            del arrows[module]
+    assert len(modules) > 30
+
+
+def test_arrows_go_down_from_the_face_to_the_core_to_the_runtime() -> None:
+    core = {module for path in CORE if path.parent.name == "_core" for module in runtime_imports(path)}
+    runtime = {module for path in CORE if path.parent.name == "_runtime" for module in runtime_imports(path)}
+    vocabulary = {"_deadline", "_errors", "_instrument", "_statistics", "_validation"}
+    assert {module.split(".")[1] for module in core if "." in module} <= {"_core", "_runtime"} | vocabulary
+    assert {module.split(".")[1] for module in runtime if "." in module} <= {"_runtime"}
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)

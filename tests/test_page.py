@@ -85,27 +85,27 @@ SENTENCES = [
     (
         made(timeout=0.0, wait=0.0001),
         "Batches are closed by the timeout with 3 of 64: at this load a larger max_size changes nothing. With a "
-        "timeout of 0 nobody waits for company while there is a place at the handler.",
+        "timeout of 0 nobody waits for company while there is a slot at the handler.",
     ),
     (
         made(wait=0.03),
-        "The handler is the limit: requests wait 30 ms on average for the one place at it, longer than the timeout of "
+        "The handler is the limit: requests wait 30 ms on average for the one slot at it, longer than the timeout of "
         "5 ms, so neither timeout nor max_size matters. A faster handler, a higher max_in_flight or another worker "
         "would help.",
     ),
     (
         made(**FULL, wait=2.0, handler=1.5, max_in_flight=2),
-        "The handler is the limit: requests wait 2 s on average for one of the 2 places at it, and batches go with 64 "
+        "The handler is the limit: requests wait 2 s on average for one of the 2 slots at it, and batches go with 64 "
         "of 64. A larger max_size, a higher max_in_flight or another worker may help.",
     ),
     (
         made(**FULL, wait=0.03, cost=Cost(0.004, 0.0001)),
-        "The handler is the limit: requests wait 30 ms on average for the one place at it, and batches go with 64 of "
+        "The handler is the limit: requests wait 30 ms on average for the one slot at it, and batches go with 64 of "
         "64. A larger max_size would help: 38 % of the time of a batch of 64 does not depend on its size.",
     ),
     (
         made(**FULL, wait=0.03, cost=Cost(0.0001, 0.0001)),
-        "The handler is the limit: requests wait 30 ms on average for the one place at it, and batches go with 64 of "
+        "The handler is the limit: requests wait 30 ms on average for the one slot at it, and batches go with 64 of "
         "64. A larger max_size would hardly help, because a batch of 64 spends nearly all of its time on its items. A "
         "faster handler, a higher max_in_flight or another worker would.",
     ),
@@ -138,7 +138,7 @@ SENTENCES = [
     (
         made(reasons={"idle": 80, "full": 20}, wait=0.004),
         "Batches are closed because nobody else is on the way, with 3 of 64: at this load neither timeout nor "
-        "max_size matters. Requests wait 4 ms on average, mostly for a place at the handler, which takes 10 ms: a "
+        "max_size matters. Requests wait 4 ms on average, mostly for a slot at the handler, which takes 10 ms: a "
         "faster one would answer sooner.",
     ),
     (

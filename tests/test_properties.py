@@ -2,9 +2,9 @@
 
 Every call ends exactly once, with its own answer, in order; the handler sees no request that was cancelled, refused or
 late; never more than `max_queue` are pending; with one failing item per batch isolated, its neighbours are answered.
-After each step, with a place free at the handler: no batch is full, no request has waited for longer than the timeout,
-none at all is left behind by an eager batcher or by one that stops; whatever other call forms, cancels, deadlines, stops
-and restarts there were.
+After each step, with a slot free at the handler: no batch is full, no request has waited for longer than the timeout,
+none at all is left behind by an eager batcher or by one that stops; whatever other call forms, cancels, deadlines,
+stops and restarts there were.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pytest
 
 from ubatch import HandlerAborted, Instrument, NotProcessed, UBatch
 from ubatch._runtime import Executor, Where
-from ubatch._runtime._native import ThreadWaiter, NativePool, get_ident
+from ubatch._runtime._native import NativePool, ThreadWaiter, get_ident
 from ubatch._runtime._threading import ThreadingRuntime
 from ubatch.testing import Gate, VirtualRuntime
 

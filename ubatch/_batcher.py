@@ -55,12 +55,15 @@ class Outputs(Protocol[_Out_co]):
 class UBatch(Mappable[In, Out]):
     """Groups the calls that are waiting, runs the handler once for all of them, and gives each caller its own answer.
 
-    `max_size` is the most requests in one handler call. `timeout` is how many seconds, at most, the oldest request
-    waits for company while there is a place at the handler; while there is none, requests gather.
+    `max_size` is the most requests in one handler call, `timeout` seconds. A request waits for its batch
 
-    With `eager` a batch is closed earlier than that, as soon as nobody else can be on the way: under gevent, when the
-    hub has nothing else to do, so whatever had arrived at the process has made its call; with plain threads, when for
-    a moment (some 0.1 ms) no call came.
+    * not at all, if it fills a batch of `max_size` and a slot at the handler is free;
+    * with `eager`, until no other call can be on the way: under gevent, when the hub has nothing else to do, so
+      whatever had arrived at the process has made its call; with plain threads, when for some 0.1 ms no call came;
+    * else until the oldest request of its batch has waited for `timeout` seconds, with `eager` for as long since a slot
+      was free;
+    * and, whatever the above, while all `max_in_flight` slots are taken: then requests gather, and the fullest batch
+      goes when a slot frees.
 
     `executor` says where the handler runs under gevent: "auto", on the hub, or natively from its second batch on where
     it takes more than 5 ms and waits for nothing; "native", on a native thread of the batcher's own, always;

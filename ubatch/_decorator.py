@@ -80,15 +80,11 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
 
     def ubatch(self, *args: Q.args, **kwargs: Q.kwargs) -> Out:
         """`UBatch.ubatch`: answer one call, in a batch."""
-        if self._needs_class:
-            raise self._no_class()
-        return self.batcher.ubatch(*args, **kwargs)
+        return self._own_batcher().ubatch(*args, **kwargs)
 
     def submit(self, *args: Q.args, **kwargs: Q.kwargs) -> Request[Out]:
         """`UBatch.submit`: make a call without waiting."""
-        if self._needs_class:
-            raise self._no_class()
-        return self.batcher.submit(*args, **kwargs)
+        return self._own_batcher().submit(*args, **kwargs)
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         if not (self._is_static or self._of_class):
@@ -116,15 +112,15 @@ class BatchedFunction(Mappable[Any, Out], Generic[P, Q, Returned, Out]):
     def _answers(
         self, columns: tuple[Iterable[Any], ...], window: int | None, return_exceptions: bool
     ) -> Iterator[Any]:
-        if self._needs_class:
-            raise self._no_class()
-        return self.batcher._answers(columns, window, return_exceptions)
+        return self._own_batcher()._answers(columns, window, return_exceptions)
 
-    def _no_class(self) -> TypeError:
-        return TypeError(
-            f"{self.__name__!r} must be told its class: put @ubatch_decorator above @classmethod, which since Python "
-            "3.13 hides what it stands above"
-        )
+    def _own_batcher(self) -> UBatch[Any, Out]:
+        if self._needs_class:
+            raise TypeError(
+                f"{self.__name__!r} must be told its class: put @ubatch_decorator above @classmethod, which since "
+                "Python 3.13 hides what it stands above"
+            )
+        return self.batcher
 
     def __repr__(self) -> str:
         return f"<ubatch_decorator of {handler_name(self._function)!r}: {self.batcher!r}>"

@@ -43,7 +43,7 @@ class Mappable(Generic[In, Out]):
 
         With several iterables, as the built-in `map`: one argument from each, until the shortest ends. At most `window`
         of its items are pending or at the handler, so that others get their turn: by default one batch more than can be
-        at the handler. Where the queue is full it waits for places. The batcher's deadline counts for each item, from
+        at the handler. Where the queue is full it waits for room. The batcher's deadline counts for each item, from
         its call; that of `ubatch.deadline` for all of them.
 
         Raises the first error in the order of the items; what no batch has taken by then is cancelled. It is a

@@ -35,7 +35,7 @@ from greenlet import getcurrent, greenlet
 from ._auto import NOTE, AutoExecutor
 from ._base import Executor, Runtime, Waiter, Wakeup, Where
 from ._bound import add_note, is_bound_error
-from ._gevent_locks import end_batch, prepare_thread, waited_here, why_not_natively
+from ._gevent_locks import end_batch, prepare_thread, uses_libuv, waited_here, why_not_natively
 from ._native import NativePool, RLock, _original
 from ._world import foreign_waiter, main_thread
 
@@ -430,7 +430,7 @@ def _after_fork() -> None:
     hub = get_hub_if_exists()
     if hub is None or hub.loop is None:
         return
-    if is_module_patched("os") and type(hub.loop).__module__.startswith("gevent.libuv"):
+    if is_module_patched("os") and uses_libuv():
         return
     hub.loop.reinit()
 

@@ -83,9 +83,14 @@ def why_not_natively() -> str | None:
         return None
     if _version() < FIXED:
         return "gevent before 26.8 loses wake-ups of patched locks between threads: install a newer one"
-    if "libuv" in str(gevent.config.loop):  # seen: one of some forty batchers that logged from native threads stuck
+    if uses_libuv():  # seen: one of some forty batchers that logged from native threads stuck
         return "gevent's libuv loop loses wake-ups of patched locks between threads: use its default loop"
     return None
+
+
+def uses_libuv() -> bool:
+    """Whether gevent is set to its libuv loop."""
+    return "libuv" in str(gevent.config.loop)
 
 
 def end_batch() -> None:

@@ -102,7 +102,7 @@ class ThreadWaiter:
 
 
 class End(ThreadWaiter):
-    """What a thread of a pool finds among its jobs when it shall end. It sets it as its last act."""
+    """What a thread of a pool finds among its jobs when it shall end. It sets it last of all."""
 
     __slots__ = ()
 

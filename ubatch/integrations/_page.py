@@ -258,7 +258,7 @@ def _limit(statistics: Statistics) -> str:
         return "There has been no batch: nothing can be said yet."
     if statistics.max_size == 1:
         return "max_size is 1: every call is a batch of its own."
-    if _waits_for_a_place(statistics):
+    if _waits_for_a_slot(statistics):
         return _handler_limits(statistics)
     counts = dict(statistics.reasons)
     if counts.get("drain", 0) < MOSTLY * statistics.batches:  # what is left tells of the load
@@ -274,8 +274,8 @@ def _limit(statistics: Statistics) -> str:
     )
 
 
-def _waits_for_a_place(statistics: Statistics) -> bool:
-    """Whether requests wait for longer than a batch would be kept open while there is a place at the handler."""
+def _waits_for_a_slot(statistics: Statistics) -> bool:
+    """Whether requests wait for longer than a batch would be kept open while there is a slot at the handler."""
     return statistics.queue_seconds.mean > statistics.timeout + _noticeable(statistics)
 
 
@@ -285,8 +285,8 @@ def _noticeable(statistics: Statistics) -> float:
 
 
 def _handler_limits(statistics: Statistics) -> str:
-    waits, places = _time(statistics.queue_seconds.mean), statistics.max_in_flight
-    told = f"The handler is the limit: requests wait {waits} on average for {_places(places)} at it"
+    waits, slots = _time(statistics.queue_seconds.mean), statistics.max_in_flight
+    told = f"The handler is the limit: requests wait {waits} on average for {_slots(slots)} at it"
     if statistics.sizes.mean < MOSTLY * statistics.max_size:
         return (
             f"{told}, longer than the timeout of {_time(statistics.timeout)}, so neither timeout nor max_size matters. "
@@ -340,7 +340,7 @@ def _load_limits(statistics: Statistics) -> str:
         f"Batches are closed by the timeout with {_filled(statistics)}: at this load a larger max_size changes nothing."
     )
     if not statistics.timeout:
-        return f"{told} With a timeout of 0 nobody waits for company while there is a place at the handler."
+        return f"{told} With a timeout of 0 nobody waits for company while there is a slot at the handler."
     if statistics.sizes.mean < LONE:
         return f"{told} Calls come alone, so batching saves nothing now, and {_sooner(statistics)}"
     told = (
@@ -365,7 +365,7 @@ def _company_limits(statistics: Statistics) -> str:
     )
     if statistics.queue_seconds.mean > _noticeable(statistics):
         return (
-            f"{told} Requests wait {_time(statistics.queue_seconds.mean)} on average, mostly for a place at the "
+            f"{told} Requests wait {_time(statistics.queue_seconds.mean)} on average, mostly for a slot at the "
             f"handler, which takes {_time(statistics.handler_seconds.mean)}: a faster one would answer sooner."
         )
     if statistics.sizes.mean < LONE:
@@ -395,8 +395,8 @@ def _filled(statistics: Statistics) -> str:
     return f"{statistics.sizes.mean:.3g} of {statistics.max_size}"
 
 
-def _places(places: int) -> str:
-    return "the one place" if places == 1 else f"one of the {places} places"
+def _slots(slots: int) -> str:
+    return "the one slot" if slots == 1 else f"one of the {slots} slots"
 
 
 def _fixed_part(cost: Cost, size: int) -> float:
