@@ -173,7 +173,7 @@ class BatchedMethod(Mappable[Any, Out], Generic[Returned, Out]):
 
     def __init__(self, function: BatchedFunction[..., ..., Returned, Out], instance: object, batcher: UBatch[Any, Out]):
         self._method = MethodType(function.__wrapped__, instance)
-        self.batcher = batcher
+        self.batcher: UBatch[Any, Out] = batcher
 
     def __call__(self, *args: Any, **kwargs: Any) -> Returned:
         returned: Returned = self._method(*args, **kwargs)

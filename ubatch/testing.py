@@ -57,8 +57,8 @@ class VirtualRuntime(Runtime):
     """
 
     def __init__(self, inner: str) -> None:
-        self.inner = choose(inner)
-        self.name = self.inner.name
+        self.inner: Runtime = choose(inner)
+        self.name: str = self.inner.name
         self._test = getcurrent()  # of its thread alone, so it tells threads apart as well
         self._now = 0  # nanoseconds
         self._clock = 0.0  # the same, or the rounding of a float more
@@ -186,7 +186,7 @@ class Call:
         self._runtime = runtime
         self._function = function
         self._greenlet: Any = None
-        self.done = False
+        self.done: bool = False
         self.value: Any = None
         self.error: BaseException | None = None
 

@@ -67,11 +67,11 @@ class Batch(Extensible):
     )
 
     def __init__(self, requests: list[Request[Any]], reason: str, started_at: float, strategy: Strategy) -> None:
-        self.timing = Timing(started_at)
-        self.requests = requests
-        self.reason = reason
-        self.observed = False  # its end, by the instruments; or about to be
-        self.stalled = False
+        self.timing: Timing = Timing(started_at)
+        self.requests: list[Request[Any]] = requests
+        self.reason: str = reason
+        self.observed: bool = False  # its end, by the instruments; or about to be
+        self.stalled: bool = False
         self.stack: Callable[[], StackSummary] | None = None
         self.error: Exception | None = None
         self._strategy = strategy

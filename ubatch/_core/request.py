@@ -119,12 +119,12 @@ class Request(Extensible, Generic[Out]):
         self._collector = collector
         # A decorated method is bound to its instance by each request, so that the instance's batcher, which lives as
         # long as the instance, need not keep it alive.
-        self.handler = handler
-        self.args = args
-        self.kwargs = kwargs
-        self.call_form = call_form
-        self.accepted_at = accepted_at
-        self.deadline_at = deadline_at
+        self.handler: Callable[..., Any] = handler
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.call_form: Hashable = call_form
+        self.accepted_at: float = accepted_at
+        self.deadline_at: float = deadline_at
         self.timing: Timing | None = None  # its batch's
         self._state = PENDING
         self._outcome: Any = None
@@ -316,7 +316,7 @@ class Timing:
     __slots__ = ("ended_at", "started_at")
 
     def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
+        self.started_at: float = started_at
         self.ended_at: float | None = None
 
 

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 try:
     from flask import Flask, Response, current_app, request
-except ImportError as error:
-    raise ImportError("ubatch.integrations.flask needs Flask: pip install 'ubatch[flask]'") from error
+except ImportError as _error:
+    raise ImportError("ubatch.integrations.flask needs Flask: pip install 'ubatch[flask]'") from _error
 
 from .. import UBatchError
 from ._page import Page

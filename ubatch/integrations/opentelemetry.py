@@ -38,10 +38,10 @@ from typing import TYPE_CHECKING, Any
 
 try:
     from opentelemetry import context, trace
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "ubatch.integrations.opentelemetry needs opentelemetry-api: pip install 'ubatch[opentelemetry]'"
-    ) from error
+    ) from _error
 
 from .. import Instrument, __version__
 

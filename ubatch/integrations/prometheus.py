@@ -35,10 +35,10 @@ from weakref import WeakKeyDictionary, WeakSet
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, multiprocess
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "ubatch.integrations.prometheus needs prometheus-client: pip install 'ubatch[prometheus]'"
-    ) from error
+    ) from _error
 
 from .. import BatcherView, Instrument, Statistics, native_lock
 from .. import Histogram as Counted
