@@ -157,8 +157,8 @@ class Observers:
             setattr(self, method, [_guarded(getattr(instrument, method)) for instrument in overriding])
 
     def defer_batch_ended(self, batch: Batch) -> bool:
-        """Whether the collector has anything to tell. Under its lock."""
-        if not self.batch_ended or batch.observed:
+        """Whether the collector has to tell of it. Under its lock."""
+        if batch.observed:
             return False
         batch.observed = True
         self.deferred.append(batch)

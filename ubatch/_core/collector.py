@@ -56,6 +56,7 @@ from .state import (
 )
 
 NOWHERE = (-1, -1)  # no process
+VERDICTS = (Refuse, WaitForRoom)  # on a call: for its caller, and nothing to do
 
 
 class Collector:
@@ -77,12 +78,15 @@ class Collector:
         self._options = options
         self._guard = Reentrancy()
         self.lock = self._guard.lock
+        self._deferred = self._guard.deferred
         self._state = State(name, options, lifecycle)
+        self._room_waiters = self._state.room_waiters
         self._executor = runtime.executor(options.executor, options.max_in_flight, f"ubatch-handler:{name}")
         self.handler_raised = self._executor.raised
         self._wakeup = runtime.wakeup()
         self._batcher: Callable[[], object] | None = None  # tells whether it is gone
         self._unasked: deque[Exception] = deque()  # errors of requests that were dropped before anybody asked
+        self._ended = self.observers.deferred  # batches that instruments have not been told of
         self._to_call: deque[DoneCallback] = deque()
         self._calling = allocate_lock()  # taken by the task that calls them
         runtime.on_loop_exit(partial(_loop_exited, ref(self)))
@@ -169,16 +173,18 @@ class Collector:
                 except BaseException:
                     self._state.mend()
                     raise
-            while action is not None and not isinstance(action, Refuse | WaitForRoom):
+            while action is not None and not isinstance(action, VERDICTS):
                 action = self._carry_out(action)
         except BaseException:
             self._recover(request, RequestCancelled("the call was interrupted before it was accepted"))
             raise
         finally:
             self.catch_up()
+        if action is None:
+            return True
         if isinstance(action, Refuse):
             raise action.error
-        return action is None
+        return False
 
     def _wait_for_room(self, request: Request[Any]) -> None:
         """Wait for a place in the queue, or the end of the batcher. Raises QueueTimeout where the deadline passes.
@@ -186,16 +192,15 @@ class Collector:
         May come back early: who waits stays known until it leaves, so it is told again.
         """
         waiter = self.runtime.waiter()
-        room_waiters = self._state.room_waiters
         try:
             with self.lock:
                 if self._state.has_room():
                     return
-                room_waiters[waiter] = None
+                self._room_waiters[waiter] = None
             self.catch_up()
             in_time = request.wait_once(waiter)
         finally:
-            room_waiters.pop(waiter, None)  # one step, and no lock
+            self._room_waiters.pop(waiter, None)  # one step, and no lock
         if not in_time:
             with self.lock:
                 error = self._state.expire_outside(request, self.clock())
@@ -444,7 +449,8 @@ class Collector:
         with self.lock:
             try:
                 if self._state.task is task:
-                    action = self._to_tell() or self._state.decide(self.clock())
+                    told = not (self._ended or self._unasked)
+                    action = self._state.decide(self.clock()) if told else self._to_tell()
             except BaseException:
                 self._state.mend()
                 raise
@@ -454,36 +460,34 @@ class Collector:
     def _carry_out(self, action: Action) -> Action | None:
         """Do it, outside the lock. Returns what to do next, where that is known already."""
         match action:
-            case Dispatch(batch, then):
-                self._dispatch(batch)
-                return then
-            case Sleep(until):
-                self._wakeup.wait(None if until == inf else max(0.0, until - self.clock()))
-            case SleepUntilIdle(until, pending):
-                if self._wakeup.wait_idle(max(0.0, until - self.clock())):
-                    self._state.saw_idle_loop(pending)
+            case Dispatch():
+                self._dispatch(action.batch)
+                return action.then
+            case Sleep():
+                self._wakeup.wait(None if action.until == inf else max(0.0, action.until - self.clock()))
+            case SleepUntilIdle():
+                if self._wakeup.wait_idle(max(0.0, action.until - self.clock())):
+                    self._state.saw_idle_loop(action.pending)
             case WakeCollector():
                 self._wakeup.wake()
-            case Wake(waiters, then):
-                self.runtime.wake(waiters)
-                return then
-            case StartTask(task):
-                self._start(task)
+            case Wake():
+                self.runtime.wake(action.waiters)
+                return action.then
+            case StartTask():
+                self._start(action.task)
             case RenewSlots():
                 self._executor.close()
-            case ReportStall(batches, now):
-                report(batches, now)
+            case ReportStall():
+                report(action.batches, action.now)
             case TellInstruments():
                 self.observers.tell_batch_ended()
             case ReportUnasked():
                 self._report_unasked()
         return None
 
-    def _to_tell(self) -> Action | None:
+    def _to_tell(self) -> Action:
         """What instruments and the log are to be told before anything else."""
-        if self.observers.deferred:
-            return TellInstruments(len(self.observers.deferred))
-        return ReportUnasked(len(self._unasked)) if self._unasked else None
+        return TellInstruments(len(self._ended)) if self._ended else ReportUnasked(len(self._unasked))
 
     def _dispatch(self, batch: Batch) -> None:
         """Hand the batch to the executor."""
@@ -516,7 +520,7 @@ class Collector:
     def _finish_now(self, batch: Batch) -> None:
         with self.lock:
             waiters, wake = self._state.finish(batch, self.clock())
-            if self.observers.defer_batch_ended(batch):
+            if self.observers.batch_ended and self.observers.defer_batch_ended(batch):
                 wake = True
             collected = self._state.task is not None
         self.runtime.wake(waiters)
@@ -573,11 +577,10 @@ class Collector:
         """
         if self.lock._is_owned():
             return
-        if self._guard.deferred:
+        if self._deferred:
             self._guard.run_deferred()
-        state = self._state
-        if state.room_waiters and state.has_room():
-            self.runtime.wake(tuple(state.room_waiters))
+        if self._room_waiters and self._state.has_room():
+            self.runtime.wake(tuple(self._room_waiters))
 
     def _recover(self, request: Request[Any], error: UBatchError) -> None:
         """An exception from outside hit this thread, at whatever line: put right what it may have left half done.
@@ -597,7 +600,7 @@ class Collector:
 
     def _tell_instruments_apart(self) -> None:
         """In a task of its own, where there is no collector any more."""
-        if self.observers.deferred:
+        if self._ended:
             with suppress(Exception):  # the loop may have ended too, or there is no thread to be had
                 self.runtime.spawn(self.observers.tell_batch_ended, f"ubatch-collector:{self.name}")
 
