@@ -5,9 +5,10 @@
     report.table(["callers", "us"], [[64, spread(values)]])
     return report.save(data, plot)                     # 0, or 1 where the result is refused
 
-A result is `benchmarks/results/<name>.json` with the machine's description, and the plot as `.png` and `.svg`. It is
-refused where there is a doubt: another process had the machine, its speed changed, or ratios differ too much. What is
-refused, and what `--quick` measured, goes to `.bench/results/`, which git ignores.
+A result is `benchmarks/results/<name>.json` with the machine's description, the values of rounds as their median and
+spread, and the plot as `.svg`. It is refused where there is a doubt: another process had the machine, its speed
+changed, or ratios differ too much. What is refused, and what `--quick` measured, goes to `.bench/results/`, which git
+ignores, with each value.
 
 The core of a virtual machine changes its speed by half from one second to the next, with what its host does else. A
 ratio of two neighbours in time still holds there, and so does the median of many. So a benchmark whose systems take
@@ -161,10 +162,11 @@ class Report:
         speed = self._doubt_the_machine()
         folder = self._folder or (SCRATCH if self.quick or self.doubts else RESULTS)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.json").write_text(json.dumps(_short(self._result(data)), indent=1) + "\n")
+        kept = aggregated(data) if folder == RESULTS else data
+        (folder / f"{self.name}.json").write_text(_written(_short(self._result(kept))) + "\n")
         drawn = plot is not None and _draw(plot, data, folder / self.name)
         print(f"{'Not kept' if self.quick else 'REFUSED' if self.doubts else 'Kept'}: "
-              f"{_relative(folder)}/{self.name}.{'{json,png,svg}' if drawn else 'json'}")  # fmt: skip
+              f"{_relative(folder)}/{self.name}.{'{json,svg}' if drawn else 'json'}")  # fmt: skip
         print(f"    {speed}")
         for doubt in self.doubts:
             print(f"    in doubt: {doubt}")
@@ -193,6 +195,22 @@ class Report:
             "doubts": self.doubts,
             "data": data,
         }
+
+
+def aggregated(data: Any) -> Any:
+    """The same with the median, the least and the most in place of four values and more; of rounds that have several
+    figures each, the medians.
+    """
+    if isinstance(data, dict):
+        return {key: aggregated(value) for key, value in data.items()}
+    if not isinstance(data, (list, tuple)) or not data:
+        return data
+    if all(isinstance(value, dict) and all(map(_is_number, value.values())) for value in data):
+        if len({tuple(value) for value in data}) == 1 < len(data):
+            return {key: statistics.median(value[key] for value in data) for key in data[0]}
+    elif all(map(_is_number, data)):
+        return list(spread(data)) if len(data) > 3 else data
+    return [aggregated(value) for value in data]
 
 
 def machine() -> dict[str, Any]:
@@ -258,6 +276,30 @@ def _loop_seconds() -> float:
     return min(once() for _ in range(15))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _written(value: Any, indent: str = "") -> str:
+    """JSON, with a line for each row: what has no rows of its own."""
+    rows = isinstance(value, (list, dict)) and any(isinstance(each, (list, dict)) for each in _parts(value))
+    if not rows:
+        return json.dumps(value)
+    inner = indent + " "
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(key)}: {_written(each, inner)}" for key, each in value.items()]
+    elif all(isinstance(each, dict) for each in value):
+        lines = [inner + json.dumps(each) for each in value]
+    else:
+        return json.dumps(value)
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    return start + "\n" + ",\n".join(lines) + f"\n{indent}{end}"
+
+
+def _parts(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
 def _short(value: Any) -> Any:
     """The same with floats of five digits, and NaN, which JSON does not know, as None."""
     if isinstance(value, float):
@@ -283,7 +325,6 @@ def _draw(plot: Callable[[Figure, Any], None], data: Any, path: Path) -> bool:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         plot(figure, data)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"), dpi=110)
     return True
 
 

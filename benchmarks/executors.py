@@ -84,7 +84,7 @@ Rounds = dict[str, list[dict[str, float]]]  # by executor, what each round found
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, keep, and return the exit status."""
     options = _options(arguments)
-    report = Report("executors", __doc__, options, by_turns=True)
+    report = Report("executors_required" if options.required else "executors", __doc__, options, by_turns=True)
     cells, failed = measure(report, options)
     for load in dict.fromkeys(cell.load for cell in cells):
         _print_load(report, load, {cell: rounds for cell, rounds in cells.items() if cell.load == load})

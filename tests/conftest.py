@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
 import pytest
+from greenlet import greenlet
 
 from ubatch import UBatch
 from ubatch.testing import Gate, RecordingHandler, VirtualRuntime
@@ -73,3 +75,9 @@ def harness(runtime: VirtualRuntime, world: tuple[str, str]) -> Iterator[Harness
 @pytest.fixture
 def gate(runtime: VirtualRuntime) -> Gate:
     return runtime.gate()
+
+
+def greenlets_named(start: str) -> list[Any]:
+    everything = gc.get_objects()  # asked for their type: `isinstance` would follow a proxy whose object is gone
+    living = [g for g in everything if issubclass(type(g), greenlet) and not g.dead]
+    return [g for g in living if getattr(g, "name", "").startswith(start)]
