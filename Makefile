@@ -46,7 +46,8 @@ test-core: install
 	$(BIN)/python $(TRACE) -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
 
 # The same with the branches of ubatch/ counted; below the floor in pyproject.toml it fails.
-coverage: quality-tools
+coverage: install
+	@test -x $(BIN)/coverage || $(BIN)/python -m pip install -q --disable-pip-version-check 'coverage>=7.6'
 	rm -f .coverage .coverage.*
 	$(MAKE) test-core TRACE='-m coverage run'
 	$(BIN)/coverage combine -q

@@ -124,6 +124,17 @@ def test_while_every_slot_is_taken_requests_gather_and_no_call_wakes_the_collect
     assert bench.requests[0]._state == 2
 
 
+def test_an_eager_request_waits_for_company_only_since_a_slot_is_free() -> None:
+    bench = Bench(timeout=5.0, eager=True)
+    bench.call(100.0)
+    bench.state.saw_idle_loop(1)
+    first = bench.dispatch(100.0)
+    bench.call(101.0)
+    answer(first)
+    assert bench.state.finish(first.batch, 200.0) == ([], True)
+    assert bench.decide(200.0) == SleepUntilIdle(205.0, 1)
+
+
 def test_a_batch_that_ends_wakes_nobody_where_nothing_is_pending_and_the_next_call_does() -> None:
     bench = Bench(timeout=0.0)
     bench.call(100.0)

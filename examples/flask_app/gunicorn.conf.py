@@ -21,8 +21,8 @@ from digits_app.settings import Reader, Settings, SettingsError
 wsgi_app = "digits_app.wsgi:app"
 
 # gevent: requests are greenlets, and thousands may wait for a batch at the cost of a few kilobytes
-# each. Ours is gunicorn's own worker, and loses nothing when it stops.
-worker_class = "digits_app.worker.Worker"
+# each. This one is gunicorn's own, and loses nothing when it stops.
+worker_class = "ubatch.integrations.gunicorn.AcceptingGeventWorker"
 
 # Nothing here uses gunicorn's control socket, and a user without a home folder cannot make it.
 control_socket_disable = True

@@ -1,8 +1,9 @@
-"""A hook for gunicorn's configuration file: a worker that ends drains its batchers, and says so in the log.
+"""For gunicorn's configuration file: a worker that ends drains its batchers, says so in the log, and loses nobody.
 
-One line is all that the file needs; it is loaded before anything is patched, and this module imports no gevent:
+Two lines are all that the file needs; it is loaded before anything is patched, and this module imports no gevent:
 
     from ubatch.integrations.gunicorn import worker_exit
+    worker_class = "ubatch.integrations.gunicorn.AcceptingGeventWorker"  # in place of "gevent"
 
 gunicorn itself lets requests end that have been accepted (SIGTERM, reload, max_requests), and their batches with them.
 So what is left for the hook is work that no request waits for, such as `submit` without `result`, and, in a worker of
@@ -15,17 +16,22 @@ Guarantees:
 * Batchers are drained in the order of their first calls, so that a handler which calls another batcher still can.
 * It touches nothing in the master, where gunicorn calls the same hook for a worker whose process is gone: a batcher
   that is stopped in the master would be stopped in every worker forked later.
+* `AcceptingGeventWorker` is gunicorn's own gevent worker, which accepts, before it closes the listening socket, every
+  connection that has come until then; gunicorn's resets those.
 """
 
 from __future__ import annotations
 
 import os
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import UBatch, called_batchers
 
-__all__ = ["worker_exit"]
+if TYPE_CHECKING:
+    from ._gunicorn_worker import AcceptingGeventWorker
+
+__all__ = ["AcceptingGeventWorker", "worker_exit"]
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -64,3 +70,12 @@ def _limit(cfg: Any) -> float:
     """Seconds for all batchers together."""
     limits = [cfg.graceful_timeout, cfg.timeout] if cfg.timeout else [cfg.graceful_timeout]
     return float(min(limits)) / 2
+
+
+def __getattr__(name: str) -> Any:
+    """The worker is imported when a worker process asks for it: it needs gevent, which the master must not import."""
+    if name == "AcceptingGeventWorker":
+        from ._gunicorn_worker import AcceptingGeventWorker
+
+        return AcceptingGeventWorker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

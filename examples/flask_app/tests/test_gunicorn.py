@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from functools import partial
+from contextlib import closing
 from http.client import HTTPConnection
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import gevent.pool
-import gevent.socket
 import pytest
 
 from digits_app.api import MAX_BODY
@@ -26,7 +20,6 @@ from digits_app.demo import wrong_predictions
 from digits_app.load import post_until_refused
 from digits_app.model import Digits, Model
 from digits_app.servers import PROJECT, Server, running_app, running_upstream
-from digits_app.worker import Worker
 
 CLIENTS = 32
 MANY_CLIENTS = 300
@@ -131,30 +124,6 @@ def test_a_stop_under_load_answers_whoever_could_connect(
     expected = model.predict(unseen.images)
     alone = [expected[number] for number, _ in asked]
     assert wrong_predictions([reply for _, reply in asked], alone) == []
-
-
-def test_who_waits_to_be_accepted_is_served_when_the_worker_stops_accepting() -> None:
-    served: list[tuple[Any, Any]] = []
-
-    def handle(where: socket.socket, client: socket.socket, _: object) -> None:
-        served.append((where.getsockname(), client.getpeername()))
-
-    stub: Any = SimpleNamespace(handle=handle, cfg=SimpleNamespace(workers=2))
-    unused = dict.fromkeys(("application", "log", "handler_class", "environ"))
-    with ExitStack() as opened:
-        listener = opened.enter_context(gevent.socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        address = listener.getsockname()
-        server = Worker.server_class(stub, listener, spawn=gevent.pool.Pool(10), **unused)
-        connect = partial(socket.create_connection, address)
-        clients = [opened.enter_context(connect()) for _ in range(50)]
-        server.start()
-        server.close()
-        server.pool.join()
-        assert sorted(served) == sorted((address, client.getsockname()) for client in clients)
-        with pytest.raises(ConnectionRefusedError):
-            connect()
 
 
 @pytest.mark.parametrize(

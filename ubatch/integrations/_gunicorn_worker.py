@@ -1,16 +1,15 @@
 """gunicorn's gevent worker, and what it lacks to lose no request when it stops.
 
-gunicorn answers what its workers have read. What they have not is lost when the last of them closes
-the listening socket:
+gunicorn answers what its workers have read. What they have not is lost when the last of them closes the listening
+socket:
 
-- Connections that nobody has accepted yet are reset, though their clients have sent a request.
-  Under load there are hundreds: of several workers, each accepts one connection in each turn of
-  its hub.
-- A connection that was accepted in the last moment ends with an error, because the worker asks
-  the closed socket for its address.
+* Connections that nobody has accepted yet are reset, though their clients have sent a request. Under load there are
+  hundreds: of several workers, each accepts one connection in each turn of its hub.
+* A connection that was accepted in the last moment ends with an error, because the worker asks the closed socket for
+  its address.
 
-So this worker accepts, before it closes the socket, everything that has come until then. Whoever
-comes later is refused, and knows that nothing was done.
+So this worker accepts, before it closes the socket, everything that has come until then. Whoever comes later is
+refused, and knows that nothing was done.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker
 
 
-class Worker(GeventWorker):
+class AcceptingGeventWorker(GeventWorker):  # type: ignore[misc]
     """A gevent worker whose servers leave nothing in the backlog."""
 
-    # The place where gunicorn lets a worker bring its own kind of server. What it says of WSGI is
-    # for servers that read requests themselves; here `handle` does, as in the class above.
+    # Where gunicorn lets a worker bring its own kind of server. What it says of WSGI is for servers that read requests
+    # themselves; here `handle` does, as in the class above.
     def server_class(
         self,
         listener: Any,
@@ -46,7 +45,7 @@ class Worker(GeventWorker):
         return server
 
 
-# ----------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Where(NamedTuple):
@@ -58,7 +57,7 @@ class _Where(NamedTuple):
         return self.name
 
 
-class _Server(StreamServer):
+class _Server(StreamServer):  # type: ignore[misc]
     def close(self) -> None:
         """Accept whoever waits, then close the listening socket."""
         if self.started:
