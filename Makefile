@@ -63,7 +63,7 @@ test-bare:
 test-libuv: field
 	GEVENT_LOOP=libuv-cffi $(BIN)/python -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers \
 		--ignore-glob='*/test_bench*' --ignore-glob='*documentation*' --ignore=tests/test_page.py \
-		--ignore=tests/test_docker.py --ignore=tests/test_readme.py
+		--ignore=tests/test_docker.py
 
 test-example: install
 	cd examples/flask_app && $(abspath $(BIN))/python -m pytest $(PYTEST)
