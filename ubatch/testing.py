@@ -117,7 +117,7 @@ class VirtualRuntime(Runtime):
         """Virtual seconds, from 0.0."""
         return self._clock
 
-    def spawn(self, target: Callable[[], None], name: str) -> None:
+    def spawn(self, target: Callable[[], None], name: str, begun: Callable[[], bool] = lambda: True) -> None:
         def task() -> None:
             _in_task.set(True)
             try:

@@ -59,14 +59,6 @@ def places_to_strike(code: CodeType) -> set[int]:
     return offsets
 
 
-BY_THE_LOOP = {
-    "_ended",
-    "_run",
-    "_spawn",
-    "idle_is_here",
-}  # gevent looks for signals itself, right before it calls these
-
-
 class Visitor:
     """Traces the package's code in this thread and calls `act` once, at the n-th place to strike."""
 
@@ -94,8 +86,6 @@ class Visitor:
         if event == "opcode" and not self.came:
             if code not in self._places:
                 self._places[code] = places_to_strike(code)
-                if code.co_name in BY_THE_LOOP:
-                    self._places[code].discard(min(self._places[code]))
             if frame.f_lasti in self._places[code]:
                 self.left -= 1
                 if self.left < 0:

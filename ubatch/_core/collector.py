@@ -411,7 +411,7 @@ class Collector:
 
     def _start(self, task: Task) -> None:
         try:
-            self.runtime.spawn(partial(self._collect, task), f"ubatch-collector:{self.name}")
+            self.runtime.spawn(partial(self._collect, task), f"ubatch-collector:{self.name}", task.has_begun)
         except Exception:  # no thread to be had: the caller that needed one is told, and nobody waits
             self._end_task(task)
             raise

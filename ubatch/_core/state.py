@@ -163,8 +163,7 @@ class Task:
     def __init__(self) -> None:
         self._runs: dict[str, object] = {}
 
-    @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether its greenlet or thread has come up."""
         return bool(self._runs)
 
@@ -380,7 +379,7 @@ class State:
         if request._state == PENDING:
             self._count(end_requests((request,), (error,)), "abandoned")
         self.mend()
-        if self.task is not None and not self.task.begun:
+        if self.task is not None and not self.task.has_begun():
             self.task = None
         if self.task is None and self.pending.count:
             self.task = Task()

@@ -85,8 +85,12 @@ class Runtime(ABC):
         """Monotonic seconds. Anywhere."""
 
     @abstractmethod
-    def spawn(self, target: Callable[[], None], name: str) -> None:
-        """Run `target` as a task. Anywhere."""
+    def spawn(self, target: Callable[[], None], name: str, begun: Callable[[], bool] = lambda: True) -> None:
+        """Run `target` as a task. Anywhere.
+
+        Where an exception from outside hits the task before its first line, and `begun()` is False after that, it may
+        be run again.
+        """
 
     def spawn_in_finalizer(self, target: Callable[[], None]) -> None:
         """The same, where this thread may hold any lock."""

@@ -71,10 +71,12 @@ class GeventRuntime(Runtime):
     def __init__(self) -> None:
         self._hub = get_hub()
 
-    def spawn(self, target: Callable[[], None], name: str) -> None:
+    def spawn(self, target: Callable[[], None], name: str, begun: Callable[[], bool] = lambda: True) -> None:
         # From a callback of the loop, because a greenlet keeps the spawn-tree locals of the one that made it: the
         # collector would hold on to the first request's for ever.
-        self._hub.loop.run_callback_threadsafe(_spawn, target, name)
+        box = [target]
+        for _ in TWICE:
+            self._hub.loop.run_callback_threadsafe(_spawn, box, target, name, begun)
 
     def wakeup(self) -> Wakeup:
         return _Wakeup(self._hub)
@@ -183,16 +185,29 @@ class OtherHubWaiter:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _spawn(target: Callable[[], None], name: str) -> None:
-    greenlet = Greenlet(target)
-    greenlet.name = name
-    greenlet.switch()  # not `start`: killed before it runs, `target` would never run its `finally`
-
-
-# Callbacks of the loop without a line of Python. A signal handler that raises could hit such a line: the hub reports
-# that, and goes on, and whoever should have been woken there waits for ever.
+# A signal handler that raises may hit the first line of what the loop calls: the hub reports that, and goes on, and
+# what should have been done there is lost. So callbacks of the loop
+#
+# * have no line of Python, where that can be (`_wake_up`, a waiter's `switch`);
+# * else what they are to do stands in a container until it is done, and the loop is asked to call them twice. The
+#   second one finds nothing, unless the first one was hit.
+TWICE = range(2)
 _wake_up = methodcaller("switch", Why.WOKEN)
 _consume: Callable[..., Any] = partial(deque, maxlen=0)
+
+
+def _spawn(box: list[Any], target: Callable[[], None], name: str, begun: Callable[[], bool] = lambda: True) -> None:
+    if box or not begun():
+        greenlet = Greenlet(_begin, box, target)
+        greenlet.name = name
+        greenlet.switch()  # not `start`: killed before it runs, the target would never run its `finally`
+
+
+def _begin(box: list[Any], target: Callable[[], None]) -> None:
+    try:
+        box.clear()
+    finally:
+        target()
 
 
 class _Wakeup:
@@ -250,13 +265,14 @@ class _GreenletExecutor:
         self._hub = hub
         self._name = name
         self._idle: list[_Worker] = []  # as many as batches were ever in flight at once
+        self._waiting: deque[tuple[list[Load], Callable[[], None] | None]] = deque()  # jobs; empty: it has begun
 
     def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
-        self._hub.loop.run_callback(self._run, [(job, done)], None)
+        self._start([(job, done)], None)
 
     def start_watched(self, job: Callable[[], None], done: Callable[[], None], left: Callable[[], None]) -> None:
         """As `start`; `left` is called in the hub when `job` lets go of it for the first time and has not ended."""
-        self._hub.loop.run_callback(self._run, [(job, done)], left)
+        self._start([(job, done)], left)
 
     def raised(self, error: Exception) -> None:
         pass
@@ -273,26 +289,43 @@ class _GreenletExecutor:
         return max(worker.longest, monotonic() - worker.came_at)  # type: ignore[no-any-return]
 
     def spawn(self, target: Callable[[], None]) -> None:
-        self._hub.loop.run_callback(_spawn, target, self._name)
+        box = [target]
+        for _ in TWICE:
+            self._hub.loop.run_callback(_spawn, box, target, self._name)
 
     def close(self) -> None:
         self._idle.clear()
 
+    def _start(self, load: list[Load], left: Callable[[], None] | None) -> None:
+        self._waiting.append((load, left))
+        run = self._hub.loop.run_callback
+        run(self._run_waiting)
+        run(self._run_waiting)
+
+    def _run_waiting(self) -> None:
+        waiting = self._waiting
+        while waiting:
+            load, left = waiting[0]
+            try:
+                if load:
+                    self._run(load, left)
+            finally:
+                if load:  # an exception from outside hit this, or the worker, before it took the job
+                    self._hub.loop.run_callback(self._run_waiting)
+                else:
+                    waiting.popleft()
+
     def _run(self, load: list[Load], left: Callable[[], None] | None) -> None:
-        try:
-            worker = self._idle.pop() if self._idle else None
-            if not worker or _references(worker) > ONLY_HERE:  # false where it has ended
-                worker = _Worker(_serve, self._hub)
-                worker.name = self._name
-                _switch(worker)
-            worker.longest, worker.came_at = 0.0, monotonic()
-            _switch(worker, self._idle, load)  # at once: killed before it has the job, it would never call `done`
-            if left is not None and not (self._idle and self._idle[-1] is worker):
-                worker.longest = monotonic() - worker.came_at
-                left()
-        finally:
-            if load:  # an exception from outside hit this, or the worker, before it took the job
-                self._hub.loop.run_callback(self._run, load, left)
+        worker = self._idle.pop() if self._idle else None
+        if not worker or _references(worker) > ONLY_HERE:  # false where it has ended
+            worker = _Worker(_serve, self._hub)
+            worker.name = self._name
+            _switch(worker)
+        worker.longest, worker.came_at = 0.0, monotonic()
+        _switch(worker, self._idle, load)  # at once: killed before it has the job, it would never call `done`
+        if left is not None and not (self._idle and self._idle[-1] is worker):
+            worker.longest = monotonic() - worker.came_at
+            left()
 
 
 Load = tuple[Callable[[], None], Callable[[], None]]  # a job, and what to do when it is done
@@ -346,13 +379,12 @@ class _NativeExecutor:
         self._pool = pool
 
     def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
-        watcher = self._hub.loop.async_()
-        watcher.start(self._ended, watcher, done)
-        try:
-            self._pool.submit(partial(_run_natively, job, done, watcher, self._hub))
-        except Exception:  # after one from outside the job may run all the same
-            watcher.close()
-            raise
+        loop = self._hub.loop
+        watcher = loop.async_()
+        ended = partial(self._ended, [(watcher, done)])
+        watcher.start(_consume, map(loop.run_callback, (ended, ended)))
+        # After an exception from outside the job may run all the same, and then needs the watcher.
+        self._pool.submit(partial(_run_natively, job, done, watcher, self._hub), watcher.close)
 
     def raised(self, error: Exception) -> None:
         if is_bound_error(error):
@@ -364,14 +396,19 @@ class _NativeExecutor:
     def close(self) -> None:
         self._pool.close()
 
-    def _ended(self, watcher: Any, done: Callable[[], None]) -> None:
+    def _ended(self, box: list[tuple[Any, Callable[[], None]]]) -> None:
+        """In the hub: the job has ended. It stands in the box until that has been done."""
+        if not box:
+            return
+        watcher, done = box[0]
         try:
             watcher.stop()
             watcher.close()  # one that is only dropped crashes the process on libuv
             done()
-        except BaseException:  # from outside, in the hub, which goes on as if it were done: so it is done again
-            self._hub.loop.run_callback(self._ended, watcher, done)
-            raise
+            box.clear()
+        finally:
+            if box:  # an exception from outside
+                self._hub.loop.run_callback(self._ended, box)
 
 
 def _run_natively(job: Callable[[], None], done: Callable[[], None], watcher: Any, hub: Any) -> None:

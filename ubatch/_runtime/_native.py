@@ -126,23 +126,35 @@ class NativePool:
         self._threads = 0
         self._idle = 0
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], None], refused: Callable[[], object] | None = None) -> None:
         """Run `job`, which must not raise, on a thread of the pool; it waits where all are busy.
 
-        Raises RuntimeError where the system gives no thread at all.
+        Raises RuntimeError where the system gives no thread at all. Whatever it raises, an exception from outside too:
+        if the job has not begun it never will, and `refused` is called.
         """
-        with self._lock:
-            jobs = self._jobs
-            self._waiting[job] = True
-            grow = self._idle == 0 and self._threads < self._size
+        grow, number, jobs = False, 0, self._jobs
+        place = [None]  # of a new thread: it claims it when it comes up, unless somebody has given it up
+        try:
+            with self._lock:
+                jobs = self._jobs
+                self._waiting[job] = True
+                grow = self._idle == 0 and self._threads < self._size
+                if grow:
+                    self._threads += 1
+                    number = self._threads
+                else:
+                    self._idle -= 1
+                    jobs.put(job)  # in here: behind what `close` puts, nobody would take it
             if grow:
-                self._threads += 1
-                number = self._threads
-            else:
-                self._idle -= 1
-                jobs.put(job)  # in here: behind what `close` puts, nobody would take it
-        if grow:
-            self._grow(jobs, number, job)
+                hands = [job]  # which the thread empties; the pool may be closed before it comes up
+                start_thread(lambda: self._live(jobs, hands, place), f"{self._name}-{number}")
+        except BaseException as error:
+            never_up = grow and _claim(place)
+            if isinstance(error, RuntimeError) and never_up and self._leave_to_others(job, jobs):
+                return
+            if self._forget(job, jobs, never_up) and refused is not None:
+                refused()
+            raise
 
     def close(self) -> None:
         """Let every thread end after what it has been given. Jobs submitted later get threads of their own.
@@ -158,23 +170,30 @@ class NativePool:
         for number, end in enumerate(ends):
             end.wait(LONGEST_END if number < idle else LAST_ACTS)
 
-    def _grow(self, jobs: Jobs, number: int, job: Callable[[], None]) -> None:
-        """Start a thread that has the job in its hands: the pool may be closed before it comes up."""
-        hands = [job]  # which it empties: a thread holds on to what it was started with
-        try:
-            start_thread(lambda: self._live(jobs, hands), f"{self._name}-{number}")
-        except RuntimeError:
-            with self._lock:
-                if jobs is self._jobs:
-                    self._threads -= 1
-                    if self._threads > 0:  # the job waits for one of these
-                        self._idle -= 1
-                        jobs.put(job)
-                        return
-                del self._waiting[job]
-            raise
+    def _leave_to_others(self, job: Callable[[], None], jobs: Jobs) -> bool:
+        """There is no thread to be had: let the job wait for another one of the pool, if there is any."""
+        with self._lock:
+            others = jobs is self._jobs and self._threads > 1
+            if others:
+                self._threads -= 1
+                self._idle -= 1
+                jobs.put(job)
+            return others
 
-    def _live(self, jobs: Jobs, hands: list[Callable[[], None]]) -> None:
+    def _forget(self, job: Callable[[], None], jobs: Jobs, never_up: bool) -> bool:
+        """True if the job has not begun; then it never will."""
+        forgotten = self._waiting.pop(job, False)
+        with self._lock:
+            if jobs is self._jobs:
+                if never_up:
+                    self._threads -= 1
+                elif forgotten:  # who finds it gone does not count itself
+                    self._idle += 1
+        return forgotten
+
+    def _live(self, jobs: Jobs, hands: list[Callable[[], None]], place: list[None]) -> None:
+        if not _claim(place):
+            return
         end = None
         try:
             end = self._serve(jobs, hands)
@@ -212,6 +231,15 @@ class NativePool:
             with self._lock:
                 if jobs is self._jobs:
                     self._idle += 1
+
+
+def _claim(place: list[None]) -> bool:
+    """True for the first who asks."""
+    try:
+        place.pop()
+    except IndexError:
+        return False
+    return True
 
 
 def _destroy_hub() -> None:

@@ -24,7 +24,7 @@ class ThreadingRuntime(Runtime):
     name = "threading"
     clock = staticmethod(monotonic)
 
-    def spawn(self, target: Callable[[], None], name: str) -> None:
+    def spawn(self, target: Callable[[], None], name: str, begun: Callable[[], bool] = lambda: True) -> None:
         start_thread(target, name)
 
     def spawn_in_finalizer(self, target: Callable[[], None]) -> None:
