@@ -185,7 +185,14 @@ class Observers:
 def debug_log() -> tuple[Instrument, ...]:
     """What writes one line per batch, where the logger "ubatch" wants DEBUG when a batcher starts in a process."""
     logging = sys.modules.get("logging")  # not imported by anyone: then nobody has asked for a log
-    if logging is None or not logging.getLogger("ubatch").isEnabledFor(logging.DEBUG):
+    if logging is None:
+        return ()
+    # `getLogger` and `isEnabledFor` take logging's own lock. Where gevent has patched that, an exception from outside
+    # may leave it taken, for the whole program.
+    manager = logging.root.manager
+    named = manager.loggerDict.get("ubatch")
+    logger = named if isinstance(named, logging.Logger) else logging.root
+    if manager.disable >= logging.DEBUG or logger.getEffectiveLevel() > logging.DEBUG:
         return ()
     return (_DebugLog(logging.getLogger("ubatch").debug),)
 

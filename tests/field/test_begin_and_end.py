@@ -200,3 +200,27 @@ def test_a_home_that_ends_takes_its_threads_and_files_along(executor: str) -> No
     assert left() <= before + 25  # a leak of one for each home is 50; the last ones may not have ended yet
     assert len(threading.enumerate()) <= len(names) + 1
     batcher.stop(LIMIT)
+
+
+def test_a_first_call_takes_no_lock_of_logging() -> None:
+    """Which an exception from outside could leave taken."""
+    import logging
+
+    batcher = UBatch[int, int](1, 0.0, runtime="threading").set_handler(list)
+    taken, go_on, answered = (_native.ThreadWaiter() for _ in range(3))
+
+    def hold() -> None:
+        with logging._lock:  # type: ignore[attr-defined]
+            taken.set()
+            go_on.wait(30.0)
+
+    def call() -> None:
+        batcher.ubatch(1)
+        answered.set()
+
+    _native.start_raw_thread(hold)
+    taken.wait(30.0)
+    _native.start_raw_thread(call)
+    assert answered.wait(30.0)
+    go_on.set()
+    batcher.stop()
