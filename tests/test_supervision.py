@@ -215,12 +215,12 @@ class Poor(ThreadingRuntime):
     def __init__(self, collector: bool) -> None:
         self._wanting = [self, None] if collector else [None, self]
 
-    def spawn(self, target: Callable[[], None], name: str) -> None:
+    def spawn(self, target: Callable[[], None], name: str, begun: Callable[[], bool] = lambda: True) -> None:
         self._refuse(0)
         super().spawn(target, name)
 
-    def executor(self, kind: str, places: int, name: str) -> Executor:
-        executor, refuse = super().executor(kind, places, name), self._refuse
+    def executor(self, kind: str, slots: int, name: str) -> Executor:
+        executor, refuse = super().executor(kind, slots, name), self._refuse
 
         class PoorExecutor:
             def start(self, job: Callable[[], None], done: Callable[[], None], handler: Callable[..., Any]) -> None:
