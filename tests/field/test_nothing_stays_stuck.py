@@ -191,15 +191,16 @@ def test_after_an_exception_from_outside_the_next_call_is_answered(
 
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator that was struck
-@pytest.mark.parametrize("runtime", ["threading", "gevent"])
+@pytest.mark.parametrize("kind", ["threading auto", "gevent auto", "gevent native"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_after_an_exception_from_outside_in_the_first_call_the_next_one_is_answered(
-    runtime: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    runtime, executor = kind.split()
     # `Thread.start` that was interrupted leaves a thread that does not find itself in `threading`'s lists.
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     for visitor in visits(interrupt):
-        batcher = UBatch[int, int](4, 0.0, runtime=runtime).set_handler(plus_one)
+        batcher = UBatch[int, int](4, 0.0, runtime=runtime, executor=executor).set_handler(plus_one)
         with suppress(Interrupted, UBatchError), visitor:  # it may hit the collector
             call(batcher)
         answered(batcher)
