@@ -202,7 +202,7 @@ def test_after_an_exception_from_outside_in_the_first_call_the_next_one_is_answe
     for visitor in visits(interrupt):
         batcher = UBatch[int, int](4, 0.0, runtime=runtime, executor=executor).set_handler(plus_one)
         with suppress(Interrupted, UBatchError), visitor:  # it may hit the collector
-            call(batcher)
+            batcher.submit(1).result(LIMIT)
         answered(batcher)
         batcher.stop(LIMIT)
     assert visitor.n > 30
