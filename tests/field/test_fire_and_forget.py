@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import Harness
 from ubatch import DeadlineExceeded, QueueClosed, QueueFull, RequestCancelled, UBatch, deadline
+from ubatch._core.request import Submitted
 from ubatch.testing import Gate, VirtualRuntime
 
 
@@ -243,3 +244,10 @@ def test_in_real_time_none_of_many_is_forgotten(runtime: str) -> None:
         batcher.ubatch(0)
     batcher.stop()
     assert sorted(seen) == [-1, *range(2000)]
+
+
+def test_a_request_whose_making_was_interrupted_goes_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    Submitted.__new__(Submitted)  # as an alarm leaves it that hits `__init__`
+    assert raised == []

@@ -304,7 +304,9 @@ class Submitted(Request[Out]):
         return super()._error()
 
     def __del__(self) -> None:
-        if self._state >= FAILED and not self._asked and type(self._outcome) is not RequestCancelled:
+        if getattr(self, "_state", PENDING) < FAILED:  # it has none where `__init__` was interrupted
+            return
+        if not self._asked and type(self._outcome) is not RequestCancelled:
             self._collector.nobody_asked(self._outcome)
 
 
