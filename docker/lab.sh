@@ -1,8 +1,8 @@
 # Functions for docker/verify and docker/measure: containers in a private network, by podman, with the storage and the
-# configuration that verify_docker.sh has made. Sourced, in the root of the project.
+# configuration that build_and_check has made. Sourced, in the root of the project.
 # shellcheck shell=bash
 
-VERIFY_DOCKER=${VERIFY_DOCKER:-../shared/verify_docker.sh}
+export BUILD_AND_CHECK=docker/build_and_check
 LAB=${LAB:-${TMPDIR:-/tmp}/verify-docker}
 IMAGE=localhost/verify-docker:latest
 export LAB CONTAINERS_STORAGE_CONF=$LAB/etc/storage.conf CONTAINERS_CONF=$LAB/etc/containers.conf
@@ -15,8 +15,7 @@ limited() { timeout --kill-after=30 "$@"; }
 skip_unless_possible() { # says why not, and ends the script
     local reason='' python
     python=$(grep -oE 'python:[0-9]+\.[0-9]+' docker/Dockerfile | cut -d: -f2)
-    if [ ! -x "$VERIFY_DOCKER" ]; then reason="there is no $VERIFY_DOCKER"
-    elif [ "$(id -u)" != 0 ]; then reason='it needs root'
+    if [ "$(id -u)" != 0 ]; then reason='it needs root'
     elif ! grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release; then reason='it needs Debian 12'
     elif ! command -v apt-get >/dev/null; then reason='it needs apt-get'
     elif ! python3 -m pip --version >/dev/null 2>&1; then reason='it needs python3 with pip'
@@ -28,13 +27,13 @@ skip_unless_possible() { # says why not, and ends the script
 }
 
 # in_lab SECONDS SCRIPT ARGUMENT... runs a script of ours in mount, network and PID namespaces of its own: what it starts
-# ends with it, and every container shares one loopback interface. One at a time, as verify_docker.sh does.
+# ends with it, and every container shares one loopback interface. One at a time, as build_and_check does.
 in_lab() {
     limited "$1" flock -w 600 "$LAB/lock" \
         unshare --mount --net --pid --fork --kill-child --mount-proc --propagation private bash "${@:2}"
 }
 
-inside() { # prepares the namespaces, as verify_docker.sh does for its own run
+inside() { # prepares the namespaces, as build_and_check does for its own run
     ! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified
     mkdir -p "$LAB/store/run" "$LAB/store/libpod"
     local folder
