@@ -489,6 +489,8 @@ def _is_in_a_call(frame: FrameType | None) -> bool:
     if not module.startswith("ubatch.") or module == "ubatch._deadline":
         return False
     while frame is not None:
+        if frame.f_code.co_name == "__del__":  # what is raised in one, Python reports and forgets
+            return False
         if frame.f_code in CALLERS_CODE:
             return True
         frame = frame.f_back

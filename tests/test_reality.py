@@ -210,6 +210,7 @@ def test_ctrl_c_in_a_waiting_thread_takes_its_call_out_of_the_queue() -> None:
         """
         import os, signal, threading
         from ubatch import UBatch
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this may ignore it
         batcher = UBatch(4, 3600).set_handler(list)
         over = threading.Event()
 
