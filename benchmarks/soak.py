@@ -390,7 +390,7 @@ class _World:
 
     def _interrupt(self, _: int, frame: FrameType | None) -> None:
         """A signal has come, at some line of the main thread, in whatever greenlet."""
-        if self._random.random() < 0.5 and _is_in_a_call(frame):
+        if self._random.random() < 0.3 and _is_in_a_call(frame):
             self.report.counts["alarms"] += 1
             raise Alarm
         self.report.counts["signals"] += 1
