@@ -22,7 +22,7 @@ def test_under_faults_no_answer_is_wrong_or_missing_and_nothing_grows(capfd: pyt
         gc.unfreeze()
     assert [report.wrong for report in reports] == [[]] * len(WORLDS)
     assert [(report.counts["calls"], report.unanswered) for report in reports] == [(CALLS, 0)] * len(WORLDS)
-    assert all(report.counts["answered"] > CALLS / 2 for report in reports)
+    assert all(report.counts["answered"] > CALLS / 5 for report in reports)  # the slower it runs, the more are struck
     for fault in ("raised", "wrong length", "exited", "slow", "left", "signals", "alarms"):
         assert sum(report.counts[fault] for report in reports) > 0, fault
     for report in reports:
