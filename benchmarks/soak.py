@@ -390,7 +390,7 @@ class _World:
 
     def _interrupt(self, _: int, frame: FrameType | None) -> None:
         """A signal has come, at some line of the main thread, in whatever greenlet."""
-        if self._random.random() < 0.3 and _is_in_a_call(frame):
+        if self._random.random() < 0.3 and _is_in_a_call(frame) and not is_alarmed(sys.exc_info()[1]):
             self.report.counts["alarms"] += 1
             raise Alarm
         self.report.counts["signals"] += 1
@@ -494,6 +494,15 @@ def _is_in_a_call(frame: FrameType | None) -> bool:
         if frame.f_code in CALLERS_CODE:
             return True
         frame = frame.f_back
+    return False
+
+
+def is_alarmed(error: BaseException | None) -> bool:
+    """Whether an alarm is on its way already: another one, in what cleans up after it, would take its place."""
+    while error is not None:
+        if isinstance(error, Alarm):
+            return True
+        error = error.__context__
     return False
 
 

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from benchmarks.soak import WORLDS, Measure, Report, soak
+from benchmarks.soak import WORLDS, Alarm, Measure, Report, is_alarmed, soak
 
 CALLS = 3000  # in each world
 
@@ -54,3 +54,12 @@ def test_a_call_without_an_answer_fails_the_soak() -> None:
     report.counts.update(calls=2, ended=1)
     assert report.unanswered == 1
     assert not report.passed
+
+
+def test_an_alarm_on_its_way_is_known_beneath_what_cleans_up_after_it() -> None:
+    alarm, error = Alarm(), ValueError()
+    error.__context__ = alarm
+    assert is_alarmed(alarm)
+    assert is_alarmed(error)
+    assert not is_alarmed(ValueError())
+    assert not is_alarmed(None)
