@@ -87,7 +87,9 @@ def test_new_code_installs_no_dependency_again() -> None:
 
 def test_nothing_runs_and_nothing_is_installed_in_the_final_stage() -> None:
     assert in_final("RUN") == []
-    assert [rest for rest in in_final("COPY") if "--from" not in rest] == ["examples/flask_app/gunicorn.conf.py ./"]
+    assert [rest for rest in in_final("COPY") if "--from" not in rest] == [
+        "examples/flask_app/gunicorn.conf.py docker/health.py ./"
+    ]
 
 
 def test_the_user_is_a_number_and_not_root() -> None:
@@ -98,7 +100,7 @@ def test_the_user_is_a_number_and_not_root() -> None:
 def test_it_says_how_it_is_stopped_and_how_it_is_asked_for_its_health() -> None:
     assert in_final("STOPSIGNAL") == ["SIGTERM"]
     (check,) = in_final("HEALTHCHECK")
-    assert check.endswith('CMD ["python", "-m", "digits_app.health"]')
+    assert check.endswith('CMD ["python", "/app/health.py"]')
     assert in_final("CMD") == ['["gunicorn"]']
 
 

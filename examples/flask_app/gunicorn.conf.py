@@ -15,7 +15,6 @@ from typing import Any
 from ubatch.integrations.gunicorn import worker_exit  # noqa: F401
 from ubatch.integrations.prometheus import child_exit  # noqa: F401
 
-from digits_app.health import BIND
 from digits_app.settings import Reader, Settings, SettingsError
 
 wsgi_app = "digits_app.wsgi:app"
@@ -36,7 +35,7 @@ try:
     settings = Settings.read(os.environ)
     env.writable_folder("PROMETHEUS_MULTIPROC_DIR")
 
-    bind = env.bind("GUNICORN_BIND", BIND)
+    bind = env.bind("GUNICORN_BIND", "127.0.0.1:8000")
 
     # --preload. The model is loaded once, in the master, and its pages are shared by the workers; a
     # worker that is replaced is there at once; and training never happens in a worker, whose

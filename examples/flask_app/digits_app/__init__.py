@@ -8,9 +8,8 @@ in which a request meets them:
 - `model`: the forest, trained once and kept;
 - `titles`: the client of another web service that answers many questions in one call.
 
-`settings` checks what comes from the environment. `health` asks a running server whether it is
-ready, for a container's health check. `demo` and `serve` are command lines for people: they start
-`upstream` (that other service) and the application with the help of `servers`.
+`settings` checks what comes from the environment. `demo` and `serve` are command lines for people:
+they start `upstream` (that other service) and the application with the help of `servers`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     from digits_app import metrics, tracing
     from digits_app.api import MAX_BODY, make_api
     from digits_app.batching import Services
-    from digits_app.health import READINESS
     from digits_app.settings import Settings
 
     config = config or {}
@@ -57,7 +55,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         UBATCH_DEADLINE=settings.deadline,  # no request takes longer, whatever it waits for
         UBATCH_DEADLINE_HEADER="X-Deadline",  # a client that gives up earlier can say so
         UBATCH_MAX_DEADLINE=settings.deadline,
-        UBATCH_READINESS=READINESS,
+        UBATCH_READINESS="/readyz",
         UBATCH_PAGE="/ubatch",  # open to all, as everything here; guard it where it matters
     )
     services = app.extensions["digits_app"] = Services.make(settings)

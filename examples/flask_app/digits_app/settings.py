@@ -100,7 +100,7 @@ class Reader:
         raise _must_be(name, "an address such as http://127.0.0.1:8001", text)
 
     def bind(self, name: str, default: str) -> str:
-        """What gunicorn takes as an address; `digits_app.health` asks there."""
+        """What gunicorn takes as an address."""
         text = self._text(name, default)
         if re.fullmatch(r"unix:.+|fd://[0-9]+", text):
             return text

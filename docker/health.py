@@ -1,8 +1,7 @@
-"""`python -m digits_app.health [URL]`: is it ready? For a container's HEALTHCHECK, without curl.
+"""`python health.py [URL]`: is it ready? For a container's HEALTHCHECK, without curl.
 
-Asks the application for its readiness where `GUNICORN_BIND` says that it listens, or GETs the
-`http` address given. The exit status is 0 if the answer is 200 and came within `LIMIT` seconds,
-1 if not; one line says what came instead.
+Asks the application for its readiness where `GUNICORN_BIND` says that it listens, or GETs the `http` address given. The
+exit status is 0 if the answer is 200 and came within `LIMIT` seconds, 1 if not; one line says what came instead.
 
 It runs every few seconds beside the application, so it imports the standard library only.
 """
@@ -12,29 +11,27 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
 from contextlib import closing
 from urllib.parse import urlsplit
 
-from digits_app.settings import Reader, SettingsError
-
 READINESS = "/readyz"
 LIMIT = 2.0
-BIND = "127.0.0.1:8000"
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen at, not to ask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m digits_app.health", description="Ready?")
+    parser = argparse.ArgumentParser(prog="python health.py", description="Ready?")
     parser.add_argument("url", nargs="?", help="what to GET (the application's readiness)")
     url = parser.parse_args(arguments).url
     try:
-        connection, path = _parts(url) if url else (_application(), READINESS)
-    except SettingsError as error:
+        connection, path = _parts(url) if url else (_application(os.environ.get("GUNICORN_BIND", "")), READINESS)
+    except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     answer = _get(connection, path)
@@ -42,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if answer.startswith("200 ") else 1
 
 
-# ----------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -58,24 +55,22 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _application() -> http.client.HTTPConnection:
-    """A connection to the application, not made yet."""
-    bind = Reader(os.environ).bind("GUNICORN_BIND", BIND)
+def _application(bind: str) -> http.client.HTTPConnection:
+    """A connection to the application, not made yet. Raises ValueError where `bind` is no address to ask at."""
     if bind.startswith("unix:"):
         return _UnixConnection(bind.removeprefix("unix:"))
-    if bind.startswith("fd:"):
-        raise SettingsError(f"GUNICORN_BIND must say where to ask, but got {bind!r}")
+    if not re.fullmatch(r"[^\s/,]+:[0-9]+", bind):
+        raise ValueError(f"GUNICORN_BIND must be HOST:PORT or unix:PATH, but got {bind!r}")
     return _parts(f"http://{bind}")[0]
 
 
 def _parts(url: str) -> tuple[http.client.HTTPConnection, str]:
-    """A connection to the server of `url`, not made yet, and the path to ask it for."""
-    parts = urlsplit(Reader({"URL": url}).url("URL", ""))
-    host = parts.hostname or ""
-    connection = http.client.HTTPConnection(
-        EVERYWHERE.get(host, host), parts.port or 80, timeout=LIMIT
-    )
-    return connection, parts.path or "/"
+    """A connection to the server of `url`, not made yet, and the path to ask it for. Raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError(f"the URL must be an address such as http://127.0.0.1:8001/, but got {url!r}")
+    host = EVERYWHERE.get(parts.hostname, parts.hostname)
+    return http.client.HTTPConnection(host, parts.port or 80, timeout=LIMIT), parts.path or "/"
 
 
 def _get(connection: http.client.HTTPConnection, path: str) -> str:
