@@ -17,7 +17,6 @@ from digits_app import tracing
 from digits_app.metrics import instrument
 from digits_app.model import Digits, Image, Model, Prediction, load_model, unseen_digits
 from digits_app.settings import Settings
-from digits_app.tally import Tally
 from digits_app.titles import TitleChecker
 
 # A batch of the forest takes hundredths of a second. One that is still there after ten is stuck: it
@@ -29,8 +28,7 @@ class DigitReader:
     """The model, in batches and one by one."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
-        self.batched = Tally()
-        self.unbatched = Tally()
+        self.unbatched_calls = 0
         self._model = model
         self.batcher = UBatch[Image, Prediction](
             settings.max_size,
@@ -41,7 +39,7 @@ class DigitReader:
             stall_after=STALL_AFTER,
             instruments=[instrument, *tracing.instruments()],
             name="digits",
-        ).set_handler(self._predict_batch)
+        ).set_handler(model.predict)
 
     def predict(self, image: Image) -> Prediction:
         """The answer for one image, computed together with those of other requests."""
@@ -49,12 +47,8 @@ class DigitReader:
 
     def predict_unbatched(self, image: Image) -> Prediction:
         """The same answer, computed alone: while it is, the worker does nothing else."""
-        self.unbatched.add(1)
+        self.unbatched_calls += 1
         return self._model.predict([image])[0]
-
-    def _predict_batch(self, images: list[Image]) -> list[Prediction]:
-        self.batched.add(len(images))
-        return self._model.predict(images)
 
 
 @dataclass(frozen=True)
@@ -83,9 +77,26 @@ class Services:
 
     def stats(self) -> dict[str, object]:
         """The calls of each handler in this process, since it started."""
+        alone = self.digits.unbatched_calls
         return {
             "pid": os.getpid(),
-            "predict": self.digits.batched.as_dict(),
-            "predict_unbatched": self.digits.unbatched.as_dict(),
-            "title": self.titles.tally.as_dict(),
+            "predict": _batches(self.digits.batcher),
+            "predict_unbatched": _calls(alone, alone),
+            "title": _batches(self.titles.batcher),
         }
+
+
+# ----------------------------------------------------------------------------------------------
+
+
+def _batches(batcher: UBatch[Any, Any]) -> dict[str, float]:
+    statistics = batcher.statistics()
+    return _calls(statistics.batches, statistics.items)
+
+
+def _calls(calls: int, items: int) -> dict[str, float]:
+    return {
+        "calls": calls,
+        "items": items,
+        "mean_batch_size": round(items / calls, 2) if calls else 0.0,
+    }

@@ -15,7 +15,6 @@ from ubatch import UBatch, ubatch_decorator
 
 from digits_app import tracing
 from digits_app.metrics import instrument
-from digits_app.tally import Tally
 
 CONNECT_LIMIT = 2.0
 ANSWER_LIMIT = 5.0
@@ -32,7 +31,6 @@ class TitleChecker:
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/predict"
-        self.tally = Tally()
 
     def is_fake(self, title: str) -> bool:
         """Whether `title` is fake; waits for a batch and its answer.
@@ -55,7 +53,6 @@ class TitleChecker:
         instruments=[instrument, *tracing.instruments()],
     )
     def _are_fake(self, titles: list[str]) -> list[bool]:
-        self.tally.add(len(titles))
         try:
             return _ask(self._url, titles)
         except UpstreamError as error:

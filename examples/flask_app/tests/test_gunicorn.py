@@ -78,7 +78,7 @@ def test_many_titles_share_calls_of_the_title_service(served: Server, upstream: 
         answers = list(clients.map(lambda x: post(served, "/title", {"title": x}), titles))
     after = upstream.get_json("/stats")
     assert answers == [(200, {"prediction": n % 2 == 1}) for n in range(100)]
-    assert after["items"] - before["items"] == 100
+    assert after["titles"] - before["titles"] == 100
     assert after["calls"] - before["calls"] < 75
 
 
