@@ -30,10 +30,10 @@ $(VENV)/installed: pyproject.toml examples/flask_app/pyproject.toml
 	@touch $@
 
 demo: install
-	$(BIN)/python -m digits_app.demo
+	$(BIN)/python -m digits_demo.demo
 
 serve: install
-	$(BIN)/python -m digits_app.serve
+	$(BIN)/python -m digits_demo.serve
 
 test: test-servers test-example test-docker field test-core
 
@@ -98,7 +98,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd examples/flask_app && $(abspath $(BIN))/mypy digits_app tests gunicorn.conf.py
+	cd examples/flask_app && $(abspath $(BIN))/mypy digits_app digits_demo tests gunicorn.conf.py
 
 soak: install
 	$(BIN)/python -m benchmarks.soak

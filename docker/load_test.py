@@ -15,9 +15,9 @@ from http.client import HTTPConnection
 from itertools import count, islice
 from pathlib import Path
 
-from digits_app.demo import wrong_predictions, wrong_titles
-from digits_app.load import Reply, post_all, post_until_refused
 from digits_app.model import load_model, unseen_digits
+from digits_demo.demo import wrong_predictions, wrong_titles
+from digits_demo.load import Reply, post_all, post_until_refused
 
 PORT = 8000
 CLIENTS = 300

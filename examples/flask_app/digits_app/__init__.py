@@ -8,8 +8,8 @@ in which a request meets them:
 - `model`: the forest, trained once and kept;
 - `titles`: the client of another web service that answers many questions in one call.
 
-`settings` checks what comes from the environment. `demo` and `serve` are command lines for people:
-they start `upstream` (that other service) and the application with the help of `servers`.
+`settings` checks what comes from the environment. `digits_demo`, beside this package, shows the
+application at work.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
     Raises `SettingsError` if a setting is not what it must be.
     """
-    # Imported here, as Flask's tutorial does: `digits_app.upstream` starts without scikit-learn.
+    # Imported here, as Flask's tutorial does: `digits_demo.upstream` starts without scikit-learn.
     from flask import Flask
     from ubatch.integrations.flask import UBatchExtension
     from werkzeug.middleware.dispatcher import DispatcherMiddleware

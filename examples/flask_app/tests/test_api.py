@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from digits_app import create_app
 from digits_app.api import MAX_BODY
 from digits_app.model import Digits, Model
-from digits_app.servers import running_upstream
+from digits_demo.servers import running_upstream
 
 PREDICTORS = ["/predict", "/predict-unbatched"]
 POSTS = [*PREDICTORS, "/title"]

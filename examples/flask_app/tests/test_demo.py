@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from digits_app.demo import CLIENTS, wrong_predictions, wrong_titles
-from digits_app.load import UNANSWERED, Load, Reply
 from digits_app.model import Prediction
+from digits_demo.demo import CLIENTS, wrong_predictions, wrong_titles
+from digits_demo.load import UNANSWERED, Load, Reply
 
 ALONE = Prediction(3, 0.93)
 
@@ -65,7 +65,7 @@ def assert_nobody_listens(address: tuple[str, int]) -> None:
 
 
 def test_the_demo_measures_checks_and_stops_what_it_started() -> None:
-    with started("digits_app.demo", "--requests", "60", "--clients", "16") as demo:
+    with started("digits_demo.demo", "--requests", "60", "--clients", "16") as demo:
         address = address_in(read_until(demo, "listens at"))
         rest, _ = demo.communicate()
     assert demo.returncode == 0, rest
@@ -76,7 +76,7 @@ def test_the_demo_measures_checks_and_stops_what_it_started() -> None:
 
 
 def test_the_demo_fails_plainly_when_answers_are_missing() -> None:
-    with started("digits_app.demo", "--requests", "1500") as demo:
+    with started("digits_demo.demo", "--requests", "1500") as demo:
         address = address_in(read_until(demo, "listens at"))
         stats = ask(address, "GET", "/stats")
         while stats["predict_unbatched"]["calls"] < CLIENTS:  # not every client has begun
@@ -91,7 +91,7 @@ def test_the_demo_fails_plainly_when_answers_are_missing() -> None:
 
 def test_the_demo_shows_why_the_application_did_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUNICORN_LOGLEVEL", "loud")
-    with started("digits_app.demo", "--requests", "1") as demo:
+    with started("digits_demo.demo", "--requests", "1") as demo:
         output, _ = demo.communicate()
     assert demo.returncode == 1
     assert "error: GUNICORN_LOGLEVEL must be one of debug, info" in output
@@ -99,7 +99,7 @@ def test_the_demo_shows_why_the_application_did_not_start(monkeypatch: pytest.Mo
 
 
 def test_ctrl_c_leaves_nothing_running() -> None:
-    with started("digits_app.demo", "--requests", "5000") as demo:
+    with started("digits_demo.demo", "--requests", "5000") as demo:
         address = address_in(read_until(demo, "listens at"))
         demo.send_signal(signal.SIGINT)
         rest, _ = demo.communicate()
@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_nothing_running() -> None:
 
 
 def test_the_printed_curl_line_is_answered() -> None:
-    with started("digits_app.serve") as serve:
+    with started("digits_demo.serve") as serve:
         shown = read_until(serve, "the image shows a").strip()
         _curl, _d, body, url = shlex.split(read_until(serve, "curl"))
         address = address_in(url)

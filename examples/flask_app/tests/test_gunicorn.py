@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from digits_app.api import MAX_BODY
-from digits_app.demo import wrong_predictions
-from digits_app.load import post_until_refused
 from digits_app.model import Digits, Model
-from digits_app.servers import PROJECT, Server, running_app, running_upstream
+from digits_demo.demo import wrong_predictions
+from digits_demo.load import post_until_refused
+from digits_demo.servers import PROJECT, Server, running_app, running_upstream
 
 CLIENTS = 32
 MANY_CLIENTS = 300

@@ -1,4 +1,4 @@
-"""The small title service that the application asks: `python -m digits_app.upstream`.
+"""The small title service that the application asks: `python -m digits_demo.upstream`.
 
 It stands for a service of another team that takes many titles in one call:
 

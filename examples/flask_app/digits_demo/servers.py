@@ -91,7 +91,7 @@ class Server:
 @contextlib.contextmanager
 def running_upstream(*, log: IO[bytes] | None = None) -> Iterator[Server]:
     """The title service, answering. `log` takes what it prints (`None`: the terminal)."""
-    command = [sys.executable, "-m", "digits_app.upstream", "--bind"]
+    command = [sys.executable, "-m", "digits_demo.upstream", "--bind"]
     with _running("the title service", command, os.environ, port=0, log=log) as server:
         server.get_json("/stats")
         yield server

@@ -1,4 +1,4 @@
-"""`python -m digits_app.serve`: the application and its title service, until Ctrl-C.
+"""`python -m digits_demo.serve`: the application and its title service, until Ctrl-C.
 
 Prints where the Swagger page is, and `curl` lines to try. The exit status is 0 after Ctrl-C or
 SIGTERM, and 1 if the application did not start or ended by itself.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from digits_app.model import unseen_digits
-from digits_app.servers import (
+from digits_demo.servers import (
     ServerError,
     Stopped,
     running_app,
@@ -26,7 +26,7 @@ from digits_app.servers import (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m digits_app.serve", description="Serve.")
+    parser = argparse.ArgumentParser(prog="python -m digits_demo.serve", description="Serve.")
     parser.add_argument("--port", type=int, default=0, help="of the application (a free one)")
     port = parser.parse_args(arguments).port
     # A line to copy stays one line.

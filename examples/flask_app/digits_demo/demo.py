@@ -1,4 +1,4 @@
-"""`python -m digits_app.demo`: does it pay to answer many requests with one call of the model?
+"""`python -m digits_demo.demo`: does it pay to answer many requests with one call of the model?
 
 Starts the title service and the application under `gunicorn -k gevent`, sends the images that the
 model was not trained with from many clients at once, first one by one, then in batches, and prints
@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from digits_app.load import Load, Reply, post_all
 from digits_app.model import Digits, Image, Model, Prediction, load_model, model_path, unseen_digits
-from digits_app.servers import (
+from digits_app.settings import Settings, SettingsError
+from digits_demo.load import Load, Reply, post_all
+from digits_demo.servers import (
     Server,
     ServerError,
     Stopped,
@@ -37,8 +38,7 @@ from digits_app.servers import (
     running_upstream,
     stop_on_signals,
 )
-from digits_app.settings import Settings, SettingsError
-from digits_app.upstream import is_fake
+from digits_demo.upstream import is_fake
 
 CLIENTS = 64
 REQUESTS = 1350  # each of the 450 unseen images three times
@@ -99,7 +99,7 @@ def wrong_titles(replies: Sequence[Reply], titles: Sequence[str]) -> list[str]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m digits_app.demo", description="The demo.")
+    parser = argparse.ArgumentParser(prog="python -m digits_demo.demo", description="The demo.")
     parser.add_argument(
         "--requests", type=_positive, default=REQUESTS, help="in each phase (%(default)s)"
     )
