@@ -178,6 +178,41 @@ def deadline_passed(name: str, seen: bool = False, note: str = "") -> QueueTimeo
     )
 
 
+def no_answer_yet(timeout: float | None, seen: bool) -> DeadlineExceeded:
+    """The wait of one who asked is over, and the request goes on."""
+    where = "at the handler" if seen else "waiting for a batch"
+    return DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
+
+
+def made_in_another_process() -> ResultLost:
+    return ResultLost("the call was made in another process, before a fork: only that one can answer it")
+
+
+def handler_waits_for_itself(handler: str) -> ReentrantCall:
+    return ReentrantCall(
+        f"the handler {handler} waits for its own batcher, which has no slot left to answer: "
+        "call the function directly, or give the batcher a higher max_in_flight"
+    )
+
+
+def handler_stops_itself() -> ReentrantCall:
+    return ReentrantCall("a handler must not wait for its own batcher to stop: give stop() a timeout")
+
+
+def interrupted_at_work(name: str) -> ReentrantCall:
+    return ReentrantCall(
+        f"a signal handler or finalizer that interrupted the batcher {name!r} at work must not wait for "
+        "it: submit() there, and ask for the result elsewhere"
+    )
+
+
+def interrupted_a_first_call(what: str) -> ReentrantCall:
+    return ReentrantCall(
+        f"a signal handler or finalizer that interrupted a first call, or a change of options, must not {what}: "
+        "try later"
+    )
+
+
 # What a caller receives of an error.
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from ._errors import ReentrantCall
+from ._errors import interrupted_a_first_call
 from ._runtime import current_process
 from ._runtime._native import RLock
 
@@ -48,10 +48,7 @@ def registering(what: str) -> Iterator[None]:
     Raises ReentrantCall where the caller has interrupted such a section of its own thread, and so would break it.
     """
     if _lock._is_owned():
-        raise ReentrantCall(
-            f"a signal handler or finalizer that interrupted a first call, or a change of options, must not {what}: "
-            "try later"
-        )
+        raise interrupted_a_first_call(what)
     with _lock:
         yield
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from .._deadline import pass_on
 from .._errors import (
     HandlerAborted,
-    ReentrantCall,
     clear_our_frames,
     forget_frames,
+    handler_waits_for_itself,
     through_a_handler,
     without_our_frames,
 )
@@ -174,10 +174,7 @@ class Batch(Extensible):
         self._waits_for = request
         try:
             if _never_ends(request, {self}):
-                raise ReentrantCall(
-                    f"the handler {_name(self.handler)} waits for its own batcher, which has no slot left to answer: "
-                    "call the function directly, or give the batcher a higher max_in_flight"
-                )
+                raise handler_waits_for_itself(_name(self.handler))
             waiter.get()
         finally:
             self._waits_for = None

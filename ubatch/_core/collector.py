@@ -26,7 +26,16 @@ from math import inf
 from typing import Any
 from weakref import ref
 
-from .._errors import ReentrantCall, RequestCancelled, ResultLost, UBatchError, deadline_passed, killed, still_stopping
+from .._errors import (
+    RequestCancelled,
+    UBatchError,
+    deadline_passed,
+    handler_stops_itself,
+    interrupted_at_work,
+    killed,
+    made_in_another_process,
+    still_stopping,
+)
 from .._instrument import Observers, debug_log
 from .._runtime import Runtime, Wakeable, current_process
 from .._runtime._native import allocate_lock
@@ -225,10 +234,7 @@ class Collector:
     def refuse_to_wait(self) -> None:
         """Raise where the caller has interrupted a section of its own thread."""
         if self.lock._is_owned():
-            raise ReentrantCall(
-                f"a signal handler or finalizer that interrupted the batcher {self.name!r} at work must not wait for "
-                "it: submit() there, and ask for the result elsewhere"
-            )
+            raise interrupted_at_work(self.name)
 
     # A caller leaves, or its time is over.
 
@@ -268,7 +274,7 @@ class Collector:
         Or the caller is first: it raises `ResultTimeout`, and `_finish` passes over the request.
         """
         if not self.is_current():
-            raise ResultLost("the call was made in another process, before a fork: only that one can answer it")
+            raise made_in_another_process()
         if self.lock._is_owned():
             self._guard.defer(partial(self.expire, request))
             return
@@ -340,7 +346,7 @@ class Collector:
            those that this waits for.
         """
         if timeout is None and running_batch() in self._state.in_flight:
-            raise ReentrantCall("a handler must not wait for its own batcher to stop: give stop() a timeout")
+            raise handler_stops_itself()
         because = f"the batcher {self.name!r} was stopped"
         if self.lock._is_owned():  # this thread cannot wait for itself: what can be done is done, and it is told
             self._guard.defer(partial(self._fail_all, because) if timeout == 0 else self._wakeup.wake)

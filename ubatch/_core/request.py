@@ -17,7 +17,14 @@ from contextvars import ContextVar
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-from .._errors import DeadlineExceeded, RequestCancelled, ResultLost, UBatchError, copied, for_caller
+from .._errors import (
+    RequestCancelled,
+    UBatchError,
+    copied,
+    for_caller,
+    made_in_another_process,
+    no_answer_yet,
+)
 from .._instrument import BatcherView, Observers
 
 if TYPE_CHECKING:
@@ -165,7 +172,7 @@ class Request(Extensible, Generic[Out]):
         Raises ResultLost for a request that was made before a fork, in another process.
         """
         if not self._collector.is_current():
-            raise self._elsewhere()
+            raise made_in_another_process()
         callback = DoneCallback(self, function)
         if not self._collector.add_waiter(self, callback):
             callback.call()
@@ -216,7 +223,7 @@ class Request(Extensible, Generic[Out]):
             return
         collector = self._collector
         if not collector.is_current():
-            raise self._elsewhere()
+            raise made_in_another_process()
         collector.refuse_to_wait()
         until = inf if timeout is None else collector.clock() + timeout
         waiter = collector.waiter()
@@ -228,8 +235,7 @@ class Request(Extensible, Generic[Out]):
             if self._state < ANSWERED:
                 collector.remove_waiter(self, waiter)
         if self._state < ANSWERED:
-            where = "waiting for a batch" if self._state == PENDING else "at the handler"
-            raise DeadlineExceeded(f"no answer within {timeout} seconds: the request is still {where}")
+            raise no_answer_yet(timeout, seen=self._state != PENDING)
 
     def _park(self, waiter: Waiter, until: float = inf) -> None:
         """Park the caller until the request has ended, or that time has come. Its deadline ends it.
@@ -281,9 +287,6 @@ class Request(Extensible, Generic[Out]):
         # Its own, then copies for who asks again: an error that is raised holds the frames that hold this request.
         self._outcome = copied(error)
         return error
-
-    def _elsewhere(self) -> ResultLost:
-        return ResultLost("the call was made in another process, before a fork: only that one can answer it")
 
 
 class Submitted(Request[Out]):
