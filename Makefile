@@ -7,7 +7,6 @@ VENV ?= .venv
 ALSO ?= -e examples/flask_app
 BIN := $(VENV)/bin
 PYTEST ?= -q
-TRACE ?=
 TRACING := tests/field/test_nothing_stays_stuck.py
 
 .DEFAULT_GOAL := help
@@ -43,18 +42,20 @@ field: install
 
 # In both worlds: they differ (a patched lock in a native thread fails only in the second).
 test-core: install
-	$(BIN)/python $(TRACE) -m pytest $(PYTEST) tests --ignore=tests/servers
-	$(BIN)/python $(TRACE) -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
+	$(BIN)/python -m pytest $(PYTEST) tests --ignore=tests/servers
+	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
 
-# The same with the branches of ubatch/ counted; below the floor in pyproject.toml it fails. One module traces the package
-# itself, which beside coverage's own tracer crashes the interpreter: it runs by itself.
+# The same, in the first world with the branches of ubatch/ counted: gevent is there too, and counting takes as long as
+# the tests themselves. Below the floor in pyproject.toml it fails. One module traces the package itself, which beside
+# coverage's own tracer crashes the interpreter: it runs by itself.
 coverage: install
 	@test -x $(BIN)/coverage || $(BIN)/python -m pip install -q --disable-pip-version-check 'coverage>=7.6'
 	rm -f .coverage .coverage.*
-	$(MAKE) test-core TRACE='-m coverage run' PYTEST='$(PYTEST) --ignore=$(TRACING)'
-	$(BIN)/python -m pytest $(PYTEST) $(TRACING)
+	$(BIN)/python -m coverage run -m pytest $(PYTEST) tests --ignore=tests/servers --ignore=$(TRACING)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+	$(BIN)/python -m pytest $(PYTEST) $(TRACING)
+	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
 
 # With gevent and nothing else of what pyproject.toml names.
 test-bare:
