@@ -10,7 +10,7 @@ PYTEST ?= -q
 TRACING := tests/field/test_nothing_stays_stuck.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test field test-core test-bare coverage quality quality-tools test-libuv test-example test-servers test-docker check lint soak bench clean
+.PHONY: help install demo serve test field test-core test-patched test-bare coverage quality quality-tools test-libuv test-example test-servers test-docker check lint soak bench clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -43,6 +43,9 @@ field: install
 # In both worlds: they differ (a patched lock in a native thread fails only in the second).
 test-core: install
 	$(BIN)/python -m pytest $(PYTEST) tests --ignore=tests/servers
+	$(MAKE) test-patched
+
+test-patched: install
 	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
 
 # The same, in the first world with the branches of ubatch/ counted: gevent is there too, and counting takes as long as
@@ -55,7 +58,7 @@ coverage: install
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 	$(BIN)/python -m pytest $(PYTEST) $(TRACING)
-	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST) tests --ignore=tests/servers
+	$(MAKE) test-patched
 
 # With gevent and nothing else of what pyproject.toml names.
 test-bare:

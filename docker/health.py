@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 READINESS = "/readyz"
 LIMIT = 2.0
+BIND = "127.0.0.1:8000"  # where gunicorn.conf.py listens if `GUNICORN_BIND` is not set, or empty
 
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen at, not to ask
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("url", nargs="?", help="what to GET (the application's readiness)")
     url = parser.parse_args(arguments).url
     try:
-        connection, path = _parts(url) if url else (_application(os.environ.get("GUNICORN_BIND", "")), READINESS)
+        connection, path = _parts(url) if url else (_application(), READINESS)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -55,8 +56,9 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _application(bind: str) -> http.client.HTTPConnection:
-    """A connection to the application, not made yet. Raises ValueError where `bind` is no address to ask at."""
+def _application() -> http.client.HTTPConnection:
+    """A connection to the application, not made yet. Raises ValueError where it listens at no address to ask."""
+    bind = os.environ.get("GUNICORN_BIND", "").strip() or BIND
     if bind.startswith("unix:"):
         return _UnixConnection(bind.removeprefix("unix:"))
     if not re.fullmatch(r"[^\s/,]+:[0-9]+", bind):

@@ -13,15 +13,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import UnixStreamServer
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "docker" / "health.py"
 
-script = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
-main = script.main
+main = runpy.run_path(str(SCRIPT))["main"]
 
 
 def handler(answers: dict[str, int]) -> type[BaseHTTPRequestHandler]:
@@ -112,13 +110,27 @@ def test_what_is_no_address_is_a_line(capsys: pytest.CaptureFixture[str], url: s
     )
 
 
-@pytest.mark.parametrize("value", ["nowhere", "fd://3", "127.0.0.1:8000,127.0.0.1:8001", ""])
+@pytest.mark.parametrize("value", ["nowhere", "fd://3", "127.0.0.1:8000,127.0.0.1:8001"])
 def test_a_bind_that_cannot_be_asked_is_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
     monkeypatch.setenv("GUNICORN_BIND", value)
     assert main([]) == 1
     assert capsys.readouterr() == ("", f"error: GUNICORN_BIND must be HOST:PORT or unix:PATH, but got {value!r}\n")
+
+
+@pytest.mark.parametrize("value", [None, "", " "])
+def test_without_a_setting_it_asks_where_gunicorn_listens_without_one(
+    monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    settings = SCRIPT.parent.parent / "examples" / "flask_app" / "gunicorn.conf.py"
+    assert f'env.bind("GUNICORN_BIND", "{main.__globals__["BIND"]}")' in settings.read_text()
+    with listening({"/readyz": 200}) as port:
+        monkeypatch.setitem(main.__globals__, "BIND", f"127.0.0.1:{port}")
+        monkeypatch.delenv("GUNICORN_BIND", raising=False)
+        if value is not None:
+            monkeypatch.setenv("GUNICORN_BIND", value)
+        assert main([]) == 0
 
 
 def test_it_imports_no_package() -> None:

@@ -174,3 +174,17 @@ def test_spans_of_requests_and_batches_are_printed_where_they_are_asked_for(
     printed = (tmp_path / "log").read_text()
     assert '"name": "batch digits"' in printed
     assert '"ubatch.queue.duration"' in printed
+
+
+def test_the_containers_health_check_finds_it_ready(served: Server) -> None:
+    script = PROJECT.parent.parent / "docker" / "health.py"
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "GUNICORN_BIND": f"127.0.0.1:{served.port}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"ready": true' in done.stdout
